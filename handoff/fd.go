@@ -1,0 +1,38 @@
+package handoff
+
+// FD owns one descriptor. The zero FD owns nothing. An FD is not copied by who
+// keeps it: the variable that holds it is the owner, and Close or Release
+// empties that variable. It is a plain value so that a table of ten thousand
+// connections holds no pointer.
+type FD struct {
+	n int32 // the number plus one, so that the zero value is "none"
+}
+
+// Own makes fd's owner. The caller gives the number up.
+func Own(fd int) FD { return FD{n: int32(fd) + 1} }
+
+// Valid reports whether there is a descriptor.
+func (d FD) Valid() bool { return d.n > 0 }
+
+// Num lends the number, for a system call that does not keep it; -1 if there is
+// none.
+func (d FD) Num() int { return int(d.n) - 1 }
+
+// Release gives ownership up and returns the number.
+func (d *FD) Release() int {
+	fd := d.Num()
+	d.n = 0
+	return fd
+}
+
+// Close closes the descriptor, once: a second call does nothing. An error of
+// close(2) is returned for the record, the descriptor is gone all the same.
+func (d *FD) Close() error {
+	if d.n <= 0 {
+		return nil
+	}
+	if errno := closeFD(d.Release()); errno != 0 {
+		return errno
+	}
+	return nil
+}

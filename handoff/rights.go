@@ -1,0 +1,71 @@
+package handoff
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// rightsSpace is the control buffer for MaxFrames descriptors. The kernel rounds
+// it up, so one more than asked for may arrive on 64-bit systems (tried: room
+// for one is room for two); takeRights closes every surplus.
+var rightsSpace = unix.CmsgSpace(MaxFrames * 4)
+
+// rights is a control buffer, prepared once and filled with numbers before each
+// send.
+type rights struct {
+	buf []byte
+}
+
+func newRights() rights {
+	return rights{buf: make([]byte, rightsSpace)}
+}
+
+// set makes the control data for the first n of the numbers that were put.
+func (r *rights) set(n int) []byte {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(unsafe.SliceData(r.buf)))
+	h.Level = unix.SOL_SOCKET
+	h.Type = unix.SCM_RIGHTS
+	h.SetLen(unix.CmsgLen(n * 4))
+	return r.buf[:unix.CmsgSpace(n*4)]
+}
+
+// put writes the k-th number.
+func (r *rights) put(k, fd int) {
+	binary.NativeEndian.PutUint32(r.buf[unix.CmsgLen(0)+4*k:], uint32(fd))
+}
+
+// takeRights moves the descriptors in the control data into fds, in order, and
+// closes what does not fit. It returns how many it stored. The walk is bounded
+// by the data that came, not by lengths in it: darwin keeps the untruncated
+// length in the header of a truncated message.
+func takeRights(oob []byte, fds *[MaxFrames]FD) int {
+	n := 0
+	hdr := unix.CmsgLen(0)
+	for len(oob) >= hdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(unsafe.SliceData(oob)))
+		size := int(h.Len)
+		if size < hdr {
+			break
+		}
+		data := oob[hdr:min(size, len(oob))]
+		if h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS {
+			for ; len(data) >= 4; data = data[4:] {
+				d := Own(int(int32(binary.NativeEndian.Uint32(data))))
+				if n == len(fds) {
+					_ = d.Close()
+					continue
+				}
+				fds[n] = d
+				n++
+			}
+		}
+		next := unix.CmsgSpace(size - hdr)
+		if next >= len(oob) {
+			break
+		}
+		oob = oob[next:]
+	}
+	return n
+}
