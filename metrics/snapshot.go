@@ -1,0 +1,183 @@
+package metrics
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+)
+
+// Counts holds one count per reason, cause or the like.
+type Counts map[string]uint64
+
+// Total is the sum over all reasons.
+func (c Counts) Total() uint64 {
+	var n uint64
+	for _, v := range c {
+		n += v
+	}
+	return n
+}
+
+// Source makes one consistent copy of all counts. It must return when ctx is
+// done at the latest. An error means that the dispatcher gave no copy in time;
+// a Snapshot returned beside an error is an older one, and is shown as such.
+// The Snapshot is read, never written, after Source has returned it.
+type Source func(ctx context.Context) (*Snapshot, error)
+
+// Snapshot is one copy of everything there is to see of a master. Counters
+// start at 0 with the master and never go back, also where the process that
+// they speak of was replaced.
+type Snapshot struct {
+	// Time is when the copy was made.
+	Time time.Time `json:"time"`
+	// Policy is who accepts: "rr", "none" or "reuseport", and PolicyReason in a
+	// few words why, where the user left the choice to rrd.
+	Policy       string `json:"policy"`
+	PolicyReason string `json:"policy_reason,omitempty"`
+	// Draining is true from the moment that the master was asked to stop.
+	Draining bool `json:"draining"`
+	// QueueLimit is how many accepted connections may wait, over all listeners.
+	QueueLimit int `json:"queue_limit"`
+	// Desired is the number of slots that should have a ready worker.
+	Desired int `json:"workers_desired"`
+
+	Listeners []Listener `json:"listeners"`
+	// Workers has one entry per slot, in order of slots: the newest process of
+	// the slot, or its emptiness.
+	Workers []Worker `json:"workers"`
+	// Redispatches counts by reason, see RedispatchReasons.
+	Redispatches Counts `json:"redispatches,omitempty"`
+
+	// Dispatch is accept to ack, QueueWait accept to first send, HandoffAck
+	// send to answer: all over DurationBounds. WorkerStart is spawn to ready,
+	// over StartBounds. The first three are absent (no counts) where the master
+	// does not accept.
+	Dispatch    Histogram `json:"dispatch_duration"`
+	QueueWait   Histogram `json:"queue_wait_duration"`
+	HandoffAck  Histogram `json:"handoff_ack_duration"`
+	WorkerStart Histogram `json:"worker_start_duration"`
+}
+
+// Listener is one listener of --listen, or one that a worker asked for.
+type Listener struct {
+	// Name labels it: the NAME, or the address as it was given.
+	Name string `json:"name"`
+	// Network and Address are the real ones, with the port the kernel chose.
+	Network string `json:"network,omitempty"`
+	Address string `json:"address,omitempty"`
+	// Shared listeners are accepted from by the workers themselves; nothing is
+	// known of their connections but the kernel's queue.
+	Shared bool `json:"shared"`
+
+	Accepted uint64 `json:"accepted"`
+	Acked    uint64 `json:"acked"`
+	// Rescued counts connections that were acked, then taken back untouched
+	// from a dead worker.
+	Rescued uint64 `json:"rescued"`
+	// Dropped counts by reason, see DropReasons.
+	Dropped  Counts `json:"dropped,omitempty"`
+	Queued   int    `json:"queued"`
+	InFlight int    `json:"in_flight"`
+
+	// AcceptErrors and Pauses count by reason, see AcceptErrorReasons and
+	// PauseReasons. Paused: nothing is accepted at the moment.
+	AcceptErrors Counts `json:"accept_errors,omitempty"`
+	Pauses       Counts `json:"pauses,omitempty"`
+	Paused       bool   `json:"paused"`
+
+	// KernelQueue is what the kernel holds for accept(2); nil where the system
+	// does not say (only Linux does, and only for TCP).
+	KernelQueue *KernelQueue `json:"kernel_queue,omitempty"`
+}
+
+// KernelQueue is the kernel's accept queue of a listener: tcpi_unacked and
+// tcpi_sacked of TCP_INFO on a listening socket (tcp(7), net/ipv4/tcp.c).
+type KernelQueue struct {
+	Length int `json:"length"`
+	Limit  int `json:"limit"`
+}
+
+// Law says whether every connection of one listener is accounted for.
+type Law struct {
+	Holds bool `json:"holds"`
+	// In is accepted + rescued, Out acked + dropped + queued + in flight.
+	In  uint64 `json:"in"`
+	Out uint64 `json:"out"`
+}
+
+// Law checks accepted + rescued = acked + dropped + queued + in flight. It
+// trivially holds for a shared listener.
+func (l *Listener) Law() Law {
+	in := l.Accepted + l.Rescued
+	out := l.Acked + l.Dropped.Total() + uint64(l.Queued) + uint64(l.InFlight)
+	return Law{Holds: in == out, In: in, Out: out}
+}
+
+// Worker is one slot. The counts are of the slot, over all its processes; PID,
+// Generation, Started and State are those of its newest process.
+type Worker struct {
+	Slot       int       `json:"slot"`
+	PID        int       `json:"pid,omitempty"` // 0: no process
+	Generation int       `json:"generation,omitempty"`
+	State      string    `json:"state"` // see WorkerStates
+	Started    time.Time `json:"started,omitzero"`
+
+	Handoffs   uint64 `json:"handoffs"`
+	Acks       uint64 `json:"acks"`
+	Rejections Counts `json:"rejections,omitempty"` // see RejectReasons
+	Failures   Counts `json:"failures,omitempty"`
+	InFlight   int    `json:"in_flight"`
+	// Active is how many acked connections it still serves; nil where the
+	// worker does not report it.
+	Active         *int   `json:"connections_active,omitempty"`
+	ProtocolErrors Counts `json:"protocol_errors,omitempty"`
+
+	Starts Counts `json:"starts,omitempty"` // see StartReasons
+	Exits  Counts `json:"exits,omitempty"`  // see ExitCauses
+	// Backoff is the pause before the next start, 0 when there is none.
+	Backoff time.Duration `json:"-"`
+}
+
+// MarshalJSON writes Backoff in seconds, as every time in metrics and logs.
+func (w Worker) MarshalJSON() ([]byte, error) {
+	type plain Worker // without this method
+	return json.Marshal(struct {
+		plain
+		Backoff float64 `json:"respawn_backoff_seconds"`
+	}{plain(w), w.Backoff.Seconds()})
+}
+
+// Reasons, causes and states that are exposed as zero before they first happen.
+// Others may appear in a Snapshot and are exposed as they come.
+var (
+	DropReasons        = []string{"queue_timeout", "client_gone", "poison", "listener_closed", "shutdown", "internal"}
+	AcceptErrorReasons = []string{"emfile", "enfile", "nobufs", "nomem", "aborted", "other"}
+	PauseReasons       = []string{"fd_limit", "queue_full", "drain"}
+	RejectReasons      = []string{"busy", "draining", "fd_limit", "other"}
+	RedispatchReasons  = []string{"rejected", "worker_exit", "send_error", "recalled"}
+	StartReasons       = []string{"initial", "scale", "crash", "reload", "recycle"}
+	ExitCauses         = []string{"requested", "code", "signal", "oom", "killed_stuck"}
+	// WorkerStates add up to the number of slots. "down" is a slot that its
+	// restart policy leaves empty.
+	WorkerStates = []string{"starting", "ready", "draining", "stuck", "backoff", "down"}
+)
+
+// readyState is the one state that new connections can be given to.
+const readyState = "ready"
+
+// ready says whether new connections are served, and if not why. min is how
+// many ready workers that takes.
+func (s *Snapshot) ready(min int) (ok bool, ready int, reason string) {
+	for i := range s.Workers {
+		if s.Workers[i].State == readyState {
+			ready++
+		}
+	}
+	switch {
+	case s.Draining:
+		return false, ready, "draining"
+	case ready < min:
+		return false, ready, "not enough workers are ready"
+	}
+	return true, ready, ""
+}
