@@ -1,0 +1,77 @@
+# Everything a developer or a CI job calls. The steps longer than a line are in .ci/.
+SHELL     := /bin/bash
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PLATFORMS ?= linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64
+FUZZTIME  ?= 5s
+COUNT     ?= 6
+SOAK      ?= 10m
+BENCH     := .cache/bench.txt
+LINT      := .cache/bin/golangci-lint
+BENCHSTAT := .cache/bin/benchstat
+# rrd/test itself is end to end; all other packages are unit tests, beside their code.
+UNIT = $$(go list ./... | grep -vx rrd/test)
+export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
+
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench fuzz-short e2e soak clean
+.NOTPARALLEL: # each step uses all the cores by itself
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the programs, static, into bin/
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+# The plain run is the short one, for the allocation tests that a race build cannot make; the race run is the full one.
+test: setup format vet windows lint build ## all of what CI runs: setup, format, vet, lint, unit, race, fuzz, e2e
+	@$(MAKE) --no-print-directory unit UNITFLAGS=-short
+	@$(MAKE) --no-print-directory race bench-once fuzz-short e2e
+
+setup: ## install what the tests need (Debian, as root), or say what is missing
+	@.ci/setup gcc libc6-dev strace curl
+
+format: $(LINT) ## fail if gofmt or goimports would change a file (fmt changes it)
+	$(LINT) fmt --diff
+
+fmt: $(LINT) ## format every file
+	$(LINT) fmt
+
+vet: ## go vet for every system and width that rrd is built for
+	@for p in $(PLATFORMS); do echo "go vet ($$p)"; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... || exit 1; done
+
+windows: ## check that a build for Windows fails, in one line that says why
+	@.ci/windows
+
+lint: $(LINT) ## the rules of .golangci.yaml
+	$(LINT) run
+
+unit: ## unit tests; UNITFLAGS=-short leaves the slow ones out
+	go test -count=1 -timeout 5m $(UNITFLAGS) $(UNIT)
+
+race: ## unit tests under the race detector (needs cgo and a C compiler)
+	CGO_ENABLED=1 go test -race -count=1 -timeout 8m $(UNIT)
+
+bench-once: ## every benchmark once, to see that it still runs
+	go test -run '^$$' -bench . -benchtime 1x -timeout 5m $(UNIT) | grep -vE 'no test files|^(goos|goarch|pkg|cpu|PASS)'; exit $${PIPESTATUS[0]}
+
+bench: $(BENCHSTAT) ## benchmarks, COUNT times; OLD=file compares with an earlier .cache/bench.txt
+	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(UNIT) | tee $(BENCH); exit $${PIPESTATUS[0]}
+	$(BENCHSTAT) $(OLD) $(BENCH)
+
+fuzz-short: ## every fuzz target for FUZZTIME
+	@.ci/fuzz $(FUZZTIME)
+
+e2e: ## end to end: the built program, real processes, real clients
+	go test -count=1 -timeout 10m ./test
+
+soak: ## the TestSoak tests of test/ for SOAK each
+	@go test -list '^TestSoak' ./test | grep -q '^TestSoak' || { echo 'soak: test/ has no TestSoak' >&2; exit 1; }
+	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak' ./test
+
+clean: ## remove what make has built
+	rm -rf bin .cache
+
+# The tools have a module of their own, so that their 200 modules are not rrd's.
+$(LINT) $(BENCHSTAT) &: .tools/go.mod .tools/go.sum
+	cd .tools && CGO_ENABLED=0 GOFLAGS= GOBIN=$(CURDIR)/.cache/bin go install tool
+	@touch $(LINT) $(BENCHSTAT)
