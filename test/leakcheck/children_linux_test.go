@@ -22,3 +22,15 @@ func TestParseStat(t *testing.T) {
 		}
 	}
 }
+
+// A process may call itself anything, and is read all the same.
+func FuzzParseStat(f *testing.F) {
+	f.Add("cat")
+	f.Add("a b) Z 1 (c")
+	f.Fuzz(func(t *testing.T, name string) {
+		want := process{name: name, state: "S", parent: 7}
+		if got, ok := parseStat("12 (" + name + ") S 7 12"); !ok || got != want {
+			t.Errorf("got %+v, %v, want %+v", got, ok, want)
+		}
+	})
+}
