@@ -1,0 +1,43 @@
+// Package pool keeps the worker processes of one master: it spawns them, sees
+// them become ready, respawns what dies, drains and stops. It never sees a
+// connection; what happens is told through Hooks, and what others learn about a
+// worker (it spoke, it is ready, it has drained) is told to the pool by the
+// worker's ID.
+//
+// # One owner
+//
+// Run is one goroutine that owns every slot and every process record. Methods put
+// a request in its inbox; those that return something wait for the answer, the
+// others never wait. Deadlines are plain times in the records, judged in Run after
+// the inbox was read, so that a ready worker is never killed for a timeout whose
+// cure already lay in the inbox.
+//
+// Every start has one goroutine from before the fork until after the reaping
+// (live); waiting parks in the poller on a pidfd, so it costs no thread. Hooks are
+// called in order by one further goroutine: a slow hook delays later hooks, never
+// a respawn or a kill.
+//
+// # States of a slot
+//
+//	           spawn                 ready
+//	(planned) ──────▶ starting ───────────────▶ ready
+//	    ▲                │  start timeout: KILL   │ Stop, Shrink
+//	    │ delay          │ exit, drain            ▼
+//	    │                │                    draining ── KILL ──▶ stuck
+//	 backoff ◀───────────┴──────── exit ──────────┴──────────────────┘
+//
+// down is a slot whose worker ended and whose restart policy leaves it so.
+// A native worker (one that speaks on its channel) that drains gets a Drain hook,
+// TERM once it has drained, and KILL if that does not end it. Others
+// (listen-fds) get the stop signal at once.
+//
+// # Processes
+//
+// Each worker leads its own process group. TERM and the like go to the leader, for a
+// program with children of its own knows best what they should hear; KILL goes to
+// the whole group. When a leader ends, its group is killed before the
+// leader is reaped: no member outlives it, and the group's number cannot have become
+// somebody else's. A command like "sh -c 'server'" is therefore better written "sh
+// -c 'exec server'": the shell would end first and take the server with it. A
+// descendant that leaves the group (setsid) escapes; only a cgroup could hold it.
+package pool

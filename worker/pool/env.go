@@ -1,0 +1,106 @@
+package pool
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"rrd/handoff"
+)
+
+// Variables of other people's conventions.
+const (
+	envListenFDs     = "LISTEN_FDS" // sd_listen_fds(3)
+	envListenPID     = "LISTEN_PID"
+	envListenFDNames = "LISTEN_FDNAMES"
+	envNotifySocket  = "NOTIFY_SOCKET" // sd_notify(3)
+)
+
+// inherited says whether a variable of the master reaches its workers. Those that
+// do not speak to the master itself: its flags, its own listeners, its own service
+// manager, its own Node parent.
+func inherited(name string) bool {
+	for _, prefix := range []string{"RRD_", "LISTEN_", "WATCHDOG_", "NODE_CHANNEL_"} {
+		if strings.HasPrefix(name, prefix) {
+			return false
+		}
+	}
+	return name != envNotifySocket && name != "NODE_UNIQUE_ID"
+}
+
+func checkExtraEnv(extra []string) error {
+	for _, kv := range extra {
+		name, _, ok := strings.Cut(kv, "=")
+		switch {
+		case !ok || name == "":
+			return fmt.Errorf("environment %q: must be NAME=VALUE", name)
+		case strings.HasPrefix(name, "RRD_"):
+			return fmt.Errorf("environment %s: RRD_ names are rrd's own", name)
+		case strings.ContainsRune(kv, 0):
+			return fmt.Errorf("environment %s: contains a NUL byte", name)
+		}
+	}
+	return nil
+}
+
+// expander replaces what may stand in a command or in a value of the environment.
+func expander(slot, generation int) *strings.Replacer {
+	return strings.NewReplacer(
+		"{slot}", strconv.Itoa(slot),
+		"{generation}", strconv.Itoa(generation))
+}
+
+// workerEnv builds the environment of one worker. Where a name is set twice the
+// later one holds: the master's, then --env, then ours. channelFD is -1 without
+// a channel. LISTEN_PID is left to the exec helper, which is the only one to know it.
+func workerEnv(c *Config, slot, generation int, listeners []Inherited, channelFD int, notifySocket string) []string {
+	var env []string
+	at := make(map[string]int)
+	set := func(name, value string) {
+		i, ok := at[name]
+		if !ok {
+			i = len(env)
+			at[name] = i
+			env = append(env, "")
+		}
+		env[i] = name + "=" + value
+	}
+	for _, kv := range c.Env {
+		if name, value, ok := strings.Cut(kv, "="); ok && name != "" && inherited(name) {
+			set(name, value)
+		}
+	}
+	x := expander(slot, generation)
+	for _, kv := range c.ExtraEnv {
+		name, value, _ := strings.Cut(kv, "=")
+		set(name, x.Replace(value))
+	}
+	set(handoff.EnvSlot, strconv.Itoa(slot))
+	set(handoff.EnvGeneration, strconv.Itoa(generation))
+	set(handoff.EnvProtocol, strconv.Itoa(handoff.ProtocolVersion))
+	if channelFD >= 0 {
+		set(handoff.EnvChannelFD, strconv.Itoa(channelFD))
+	}
+	if len(listeners) > 0 {
+		set(envListenFDs, strconv.Itoa(len(listeners)))
+		names := make([]string, len(listeners))
+		for i, l := range listeners {
+			names[i] = fdName(l.Name)
+		}
+		set(envListenFDNames, strings.Join(names, ":"))
+	}
+	if notifySocket != "" {
+		set(envNotifySocket, notifySocket)
+	}
+	return env
+}
+
+// fdName returns name as it may stand in LISTEN_FDNAMES: 1 to 255 printable ASCII
+// characters and no colon (sd_pid_notify_with_fds(3), FDNAME=).
+func fdName(name string) string {
+	bad := func(r rune) bool { return r < ' ' || r > '~' || r == ':' }
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, bad) {
+		return "unknown"
+	}
+	return name
+}

@@ -1,0 +1,333 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"rrd/handoff"
+)
+
+var (
+	// ErrStopping is returned (wrapped) for a change of a pool that is being
+	// stopped or is over.
+	ErrStopping = errors.New("pool is stopping")
+	// ErrNoWorker is returned (wrapped) when a slot has no process.
+	ErrNoWorker = errors.New("no such worker")
+	// ErrAllDown is returned (wrapped) by Run when the restart policy left every
+	// slot down and at least one after a failure.
+	ErrAllDown = errors.New("every worker ended and none is to be restarted")
+)
+
+// late is how far behind its plan a turn may be before all deadlines are moved: the
+// master was stopped or starved, and so may have been those who report to it.
+const late = time.Second
+
+// A Pool keeps the workers of one master. New makes it, Run works it; all other
+// methods may be called at any time, from any goroutine, hooks included.
+type Pool struct {
+	cfg    Config
+	sys    system
+	inbox  *mailbox       // requests and news for the loop
+	hooks  *mailbox       // calls of hooks, in order
+	tasks  sync.WaitGroup // one for each start, and its readers
+	lastID atomic.Uint64  // starts of processes
+	out    *printer       // nil when output is raw
+	strays *reaper
+
+	resizeMu sync.Mutex // one resize at a time, as its hook is asked in between
+
+	phaseMu sync.Mutex // a phase other than running owns the state by holding it
+	phase   phase
+
+	// State of the loop.
+	slots    []*slot // by index; those from desired on are on their way out
+	procs    map[uint64]*proc
+	desired  int
+	spawning int // starts that are no process yet
+	stopping bool
+	booting  bool          // no worker was ready yet
+	boot     []BootFailure // while booting
+	startups [len(startBounds) + 1]uint64
+	startSum time.Duration
+	oomSeen  uint64
+	// spawnCtx ends the spawns under way when all are to be killed.
+	spawnCtx  context.Context
+	killSpawn context.CancelFunc
+}
+
+type phase int
+
+const (
+	phaseNew phase = iota
+	phaseRunning
+	phaseOver
+)
+
+// system is all that touches the operating system; tests replace it.
+type system struct {
+	launch       func(context.Context, *spec) (process, error)
+	pair         func() (*handoff.Conn, *os.File, error)
+	listenNotify func() (notifySource, error)
+	jitter       func() float64 // in [0, 1)
+	oomKills     func() uint64  // out-of-memory kills in our cgroup so far
+}
+
+// New checks c and makes a pool of it. Nothing runs before Run.
+func New(c Config) (*Pool, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("make pool: %w", err)
+	}
+	if c.NoFile == 0 {
+		c.NoFile = OriginalNoFile()
+	}
+	p := &Pool{
+		cfg:     c,
+		inbox:   newMailbox(),
+		hooks:   newMailbox(),
+		strays:  newReaper(),
+		procs:   make(map[uint64]*proc),
+		desired: c.Size,
+		booting: true,
+	}
+	if c.Output.Mode != OutputRaw {
+		p.out = newPrinter(c.Output)
+	}
+	p.sys = system{
+		launch:       p.launch,
+		pair:         handoff.Pair,
+		listenNotify: listenNotify,
+		jitter:       rand.Float64,
+		oomKills:     oomKills,
+	}
+	p.growSlots(c.Size)
+	return p, nil
+}
+
+// Run starts the workers and keeps them until all are gone: after Stop, StopNow or
+// the end of ctx (which is a StopNow), when it returns nil; when none ever became
+// ready, a *BootError; when the restart policy left all of them down, nil if
+// their exits were clean, else an error that wraps ErrAllDown.
+//
+// When it returns, every process it started is reaped, every hook has returned and
+// its goroutines have ended, save one that is still stuck in a write to
+// Output. Run may be called once.
+func (p *Pool) Run(ctx context.Context) error {
+	p.phaseMu.Lock()
+	if p.phase != phaseNew {
+		p.phaseMu.Unlock()
+		return errors.New("run pool: called twice")
+	}
+	p.phase = phaseRunning
+	p.phaseMu.Unlock()
+
+	p.spawnCtx, p.killSpawn = context.WithCancel(context.Background())
+	defer p.killSpawn()
+	p.oomSeen = p.sys.oomKills()
+	var helpers sync.WaitGroup // waited for below
+	helpers.Go(p.hooks.deliver)
+	helpers.Go(p.strays.run)
+	if p.out != nil {
+		p.out.start() // waited for by close
+	}
+
+	err := p.loop(ctx)
+
+	p.phaseMu.Lock()
+	p.phase = phaseOver
+	rest, _ := p.inbox.take() // those who wait for an answer get it
+	for _, f := range rest {
+		f()
+	}
+	p.phaseMu.Unlock()
+	p.tasks.Wait()
+	p.strays.close()
+	if p.out != nil {
+		p.out.close()
+	}
+	p.hooks.close()
+	helpers.Wait()
+	return err
+}
+
+// loop is the one that owns the state.
+func (p *Pool) loop(ctx context.Context) error {
+	news, _ := p.inbox.take() // Stop may have come before Run
+	for _, f := range news {
+		f()
+	}
+	p.stopping = p.stopping || ctx.Err() != nil
+	for _, s := range p.slots[:p.desired] {
+		if !p.stopping {
+			p.start(s, StartInitial)
+		}
+	}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	endC := ctx.Done()
+	for {
+		if over, err := p.ended(); over {
+			return err
+		}
+		next := p.nextDeadline()
+		var timerC <-chan time.Time
+		if !next.IsZero() {
+			timer.Reset(time.Until(next))
+			timerC = timer.C
+		}
+		select {
+		case <-endC:
+			endC = nil
+			p.stopNow()
+		case <-p.inbox.wakeC:
+		case <-timerC:
+		}
+		now := time.Now()
+		if lag := now.Sub(next); !next.IsZero() && lag > late {
+			p.postpone(lag)
+		}
+		news, _ := p.inbox.take()
+		for _, f := range news {
+			f()
+		}
+		p.expire(now)
+	}
+}
+
+// ended says whether there is nothing left to do, and what Run returns then.
+func (p *Pool) ended() (bool, error) {
+	if len(p.procs) > 0 || p.spawning > 0 {
+		return false, nil
+	}
+	if p.stopping {
+		return true, nil
+	}
+	if p.booting {
+		// Each slot was started once and nothing is alive.
+		return true, &BootError{Failures: p.boot}
+	}
+	var failed error
+	for _, s := range p.slots[:p.desired] {
+		if !s.down {
+			return false, nil
+		}
+		if x := s.lastExit; failed == nil && !x.clean() {
+			failed = fmt.Errorf("run pool: %w: slot %d %s", ErrAllDown, s.index, x)
+		}
+	}
+	return true, failed
+}
+
+// tell posts f for the loop; when the pool is over, nowhere.
+func (p *Pool) tell(f func()) {
+	p.phaseMu.Lock()
+	defer p.phaseMu.Unlock()
+	if p.phase != phaseOver {
+		p.inbox.post(f)
+	}
+}
+
+// tellOf posts f for the loop with the worker named, if it is still there.
+func (p *Pool) tellOf(id uint64, f func(*proc)) {
+	p.tell(func() {
+		if pr := p.procs[id]; pr != nil {
+			f(pr)
+		}
+	})
+}
+
+// ask has f called while nobody else touches the state, and waits for it.
+func (p *Pool) ask(f func()) {
+	p.phaseMu.Lock()
+	if p.phase != phaseRunning {
+		defer p.phaseMu.Unlock()
+		f()
+		return
+	}
+	doneC := make(chan struct{})
+	p.inbox.post(func() { f(); close(doneC) }) // under phaseMu: Run's last look finds it
+	p.phaseMu.Unlock()
+	<-doneC
+}
+
+// Spoke says that the worker sent a first legal frame on its channel: it is native.
+func (p *Pool) Spoke(id uint64) { p.tellOf(id, p.spoke) }
+
+// Ready says that the worker reported ready on its channel.
+func (p *Pool) Ready(id uint64) {
+	p.tellOf(id, func(pr *proc) { p.spoke(pr); p.becomeReady(pr) })
+}
+
+// Drained says that a draining worker has finished what it had.
+func (p *Pool) Drained(id uint64) { p.tellOf(id, p.drained) }
+
+// Kill ends the worker's process group at once; reason is for its Exit. An ID
+// that is no longer there is ignored.
+func (p *Pool) Kill(id uint64, reason string) {
+	p.tellOf(id, func(pr *proc) { p.kill(pr, reason) })
+}
+
+// Signal sends sig to the newest worker of a slot, and only to its leader.
+func (p *Pool) Signal(slot int, sig syscall.Signal) (err error) {
+	p.ask(func() {
+		if slot < 0 || slot >= len(p.slots) || p.slots[slot].cur == nil {
+			err = fmt.Errorf("signal slot %d: %w", slot, ErrNoWorker)
+		} else if e := p.slots[slot].cur.p.signal(sig); e != nil {
+			err = fmt.Errorf("signal slot %d: %w", slot, e)
+		}
+	})
+	return err
+}
+
+// Resize sets the number of workers, from 1 to MaxSize. New slots are started;
+// those from n on are drained.
+func (p *Pool) Resize(n int) error {
+	_, err := p.resize(func(int) int { return n })
+	return err
+}
+
+// Grow adds one worker and returns their new number.
+func (p *Pool) Grow() (int, error) { return p.resize(func(n int) int { return n + 1 }) }
+
+// Shrink drains the worker of the highest slot and returns their new number.
+func (p *Pool) Shrink() (int, error) { return p.resize(func(n int) int { return n - 1 }) }
+
+func (p *Pool) resize(change func(int) int) (int, error) {
+	p.resizeMu.Lock()
+	defer p.resizeMu.Unlock()
+	var from int
+	p.ask(func() { from = p.desired })
+	to := change(from)
+	if to < 1 || to > MaxSize {
+		return from, fmt.Errorf("resize from %d to %d workers: must be 1 to %d", from, to, MaxSize)
+	}
+	if may := p.cfg.Hooks.MayResize; may != nil && to != from {
+		if err := may(from, to); err != nil {
+			return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, err)
+		}
+	}
+	var stopping bool
+	p.ask(func() {
+		if stopping = p.stopping || p.phase == phaseOver; !stopping {
+			p.setDesired(to)
+		}
+	})
+	if stopping {
+		return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, ErrStopping)
+	}
+	return to, nil
+}
+
+// Stop drains all workers and starts no more. It does not wait: Run returns when
+// they are gone.
+func (p *Pool) Stop() { p.tell(p.stop) }
+
+// StopNow kills all process groups and starts no more. It does not wait either.
+func (p *Pool) StopNow() { p.tell(p.stopNow) }

@@ -1,0 +1,304 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"rrd/handoff"
+)
+
+// process is one child. Fakes stand in for it in tests.
+type process interface {
+	pid() int
+	// signal sends sig to the leader.
+	signal(sig syscall.Signal) error
+	// kill sends KILL to the leader and to all of its process group; nothing
+	// happens once the leader was reaped.
+	kill()
+	// wait returns after the leader has ended, its group was killed and it was
+	// reaped. It is called once.
+	wait() exitStatus
+}
+
+type exitStatus struct {
+	code   int // -1 when a signal ended it
+	signal syscall.Signal
+	core   bool
+}
+
+// spec is all that a launch needs to know. The launcher owns none of the files.
+type spec struct {
+	argv, env      []string
+	stdout, stderr *os.File
+	inherit        []*os.File // from descriptor 3 on
+	listenPID      bool       // LISTEN_PID is to be set
+	dir            string
+	nofile         uint64
+	credential     *Credential
+	helper         string
+}
+
+// SpawnError says which step of starting a command failed. Errors of "exec" are those
+// of execve(2): ENOENT, EACCES, ENOEXEC and so on.
+type SpawnError struct {
+	Step string // "fork", "chdir", "set uid", "exec", ...
+	Name string // what it was done with: the program, the directory, the number
+	Err  error
+}
+
+func (e *SpawnError) Error() string {
+	if e.Name == "" {
+		return fmt.Sprintf("%s: %v", e.Step, e.Err)
+	}
+	return fmt.Sprintf("%s %s: %v", e.Step, e.Name, e.Err)
+}
+
+func (e *SpawnError) Unwrap() error { return e.Err }
+
+// live starts one process for s, and stays with it until it is reaped. Run waits for it
+// (tasks). All that it learns it posts to the loop.
+func (p *Pool) live(ctx context.Context, s *slot, generation int) {
+	b, err := p.spawn(ctx, s, generation)
+	if err != nil {
+		p.inbox.post(func() { p.spawnFailed(s, fmt.Errorf("spawn worker: %w", err)) })
+		return
+	}
+	p.inbox.post(func() { p.started(s, b.pr, b.channel) })
+	if b.notify != nil {
+		p.tasks.Go(func() { p.listenReady(b) }) // ends with the socket, closed below
+	}
+	if b.output != nil {
+		b.output.start(b.pr.w)
+	}
+
+	status := b.pr.p.wait()
+
+	if b.notify != nil {
+		b.notify.Close()
+	}
+	lastWords := b.output.finish()
+	p.inbox.post(func() { p.exited(b.pr, status, lastWords) })
+}
+
+// listenReady posts the first READY=1 of the worker's own processes, and reads on
+// until the socket is closed, so that a worker that says more is never held up.
+func (p *Pool) listenReady(b *born) {
+	for said := false; ; {
+		ready, err := b.notify.receive(b.pr.w.PID)
+		if err != nil {
+			return
+		}
+		if ready && !said {
+			said = true
+			p.inbox.post(func() { p.notified(b.pr) })
+		}
+	}
+}
+
+// notified: a worker that does not speak on its channel says that it is ready. One
+// that does is ready when it says so there.
+func (p *Pool) notified(pr *proc) {
+	if !pr.native {
+		p.becomeReady(pr)
+	}
+}
+
+// born is a process just made, with the master's ends of what it was given.
+type born struct {
+	pr      *proc
+	channel *handoff.Conn // or nil; passes to the Started hook
+	notify  notifySource  // or nil
+	output  *capture      // or nil
+}
+
+// spawn makes one process. The child's ends of everything are closed when it
+// returns; the master's ends are in b, or closed after an error.
+func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err error) {
+	cfg := &p.cfg
+	if cfg.StartTimeout >= 0 {
+		// A helper that hangs in chdir or exec (a dead network file system) is
+		// a start that takes too long.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, cfg.StartTimeout)
+		defer cancel()
+	}
+	b := &born{}
+	var childEnds []*os.File
+	defer func() {
+		for _, f := range childEnds {
+			f.Close()
+		}
+		if err != nil {
+			b.close()
+		}
+	}()
+
+	sp := &spec{
+		stdout: os.Stdout, stderr: os.Stderr,
+		dir: cfg.Dir, nofile: cfg.NoFile, credential: cfg.Credential, helper: cfg.HelperPath,
+	}
+	var listeners []Inherited
+	if cfg.mayBeListenFDs() && cfg.Hooks.Listeners != nil {
+		if listeners, err = cfg.Hooks.Listeners(s.index); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range listeners {
+		sp.inherit = append(sp.inherit, l.File)
+	}
+	sp.listenPID = len(listeners) > 0
+	channelFD := -1
+	if cfg.hasChannel() {
+		var child *os.File
+		if b.channel, child, err = p.sys.pair(); err != nil {
+			return nil, err
+		}
+		if child != nil { // a fake has none
+			childEnds = append(childEnds, child)
+			sp.inherit = append(sp.inherit, child)
+			channelFD = handoff.FirstInheritedFD + len(listeners)
+		}
+	}
+	var notifyName string
+	if cfg.mayBeListenFDs() {
+		if b.notify, err = p.sys.listenNotify(); err != nil {
+			return nil, err
+		}
+		if b.notify != nil {
+			notifyName = b.notify.name()
+		}
+	}
+	if p.out != nil {
+		if b.output, sp.stdout, sp.stderr, err = newCapture(p.out); err != nil {
+			return nil, err
+		}
+		childEnds = append(childEnds, sp.stdout, sp.stderr)
+	}
+	x := expander(s.index, generation)
+	for _, word := range cfg.Argv {
+		sp.argv = append(sp.argv, x.Replace(word))
+	}
+	sp.env = workerEnv(cfg, s.index, generation, listeners, channelFD, notifyName)
+
+	started := time.Now()
+	pr, err := p.sys.launch(ctx, sp)
+	if err != nil {
+		return nil, err
+	}
+	b.pr = &proc{s: s, p: pr, w: Worker{
+		ID: p.lastID.Add(1), Slot: s.index, Generation: generation, PID: pr.pid(), Started: started,
+	}}
+	return b, nil
+}
+
+func (b *born) close() {
+	if b.channel != nil {
+		b.channel.Close()
+	}
+	if b.notify != nil {
+		b.notify.Close()
+	}
+	b.output.discard()
+}
+
+// launch starts a real process through the exec helper and returns when the command
+// itself is running in it, or with what the helper says went wrong.
+func (p *Pool) launch(ctx context.Context, sp *spec) (process, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	statusR, statusW, err := os.Pipe()
+	if err != nil {
+		return nil, &SpawnError{Step: "make status pipe", Err: err}
+	}
+	defer statusR.Close()
+	files := append([]*os.File{null, sp.stdout, sp.stderr}, sp.inherit...)
+	files = append(files, statusW)
+	attr := &os.ProcAttr{Files: files, Env: sp.env, Sys: &syscall.SysProcAttr{Setpgid: true}}
+	argv := helperArgv(sp, len(files)-1)
+	child, err := p.strays.spawn(func() (*os.Process, error) {
+		return os.StartProcess(sp.helper, argv, attr)
+	})
+	statusW.Close()
+	if err != nil {
+		return nil, &SpawnError{Step: "fork", Err: bareError(err)}
+	}
+	pr := &osProcess{child: child, strays: p.strays}
+
+	stop := context.AfterFunc(ctx, func() { _ = statusR.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	// The helper's end is closed by the exec. One that dies before looks
+	// the same, and is then reported as the exit that it is.
+	if err := readStatus(statusR); err != nil {
+		pr.kill()
+		pr.wait()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = &SpawnError{Step: "exec", Name: fmt.Sprintf("%q", sp.argv[0]), Err: context.Cause(ctx)}
+		}
+		return nil, err
+	}
+	return pr, nil
+}
+
+// bareError returns the errno of an error of package os, whose text tells of a helper
+// that nobody knows.
+func bareError(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// osProcess is a child of this process and leads a process group.
+type osProcess struct {
+	child  *os.Process // a pidfd where there is one
+	strays *reaper
+
+	mu     sync.Mutex
+	reaped bool // from then on the group's number may be somebody else's
+}
+
+func (o *osProcess) pid() int { return o.child.Pid }
+
+func (o *osProcess) signal(sig syscall.Signal) error { return o.child.Signal(sig) }
+
+func (o *osProcess) kill() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.reaped {
+		o.killLocked()
+	}
+}
+
+// killLocked kills group and leader: a leader can have moved to another group.
+// That there is nobody left to kill is the only error to be expected.
+func (o *osProcess) killLocked() {
+	_ = syscall.Kill(-o.child.Pid, syscall.SIGKILL)
+	_ = o.child.Kill()
+}
+
+func (o *osProcess) wait() exitStatus {
+	awaitExit(o.child.Pid)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.killLocked()
+	state, err := o.child.Wait()
+	o.reaped = true
+	o.strays.forget(o.child.Pid)
+	if err != nil { // somebody else has reaped it: its end is certain, how is not
+		return exitStatus{code: -1}
+	}
+	ws := state.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}
+	}
+	return exitStatus{code: ws.ExitStatus()}
+}

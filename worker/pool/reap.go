@@ -1,0 +1,54 @@
+package pool
+
+import (
+	"os"
+	"sync"
+)
+
+// reaper knows which children are ours, so that as PID 1 all others, which the
+// kernel gives to us when their parents die, can be reaped without ever taking
+// the status of a worker. Not being PID 1 it only keeps the list.
+//
+// Another part of the program that starts processes while this one is PID 1
+// would have them taken for strangers.
+type reaper struct {
+	kickC chan struct{}
+	stopC chan struct{}
+
+	mu  sync.Mutex // held from before a fork until the child is in own
+	own map[int]struct{}
+}
+
+func newReaper() *reaper {
+	return &reaper{
+		kickC: make(chan struct{}, 1),
+		stopC: make(chan struct{}),
+		own:   make(map[int]struct{}),
+	}
+}
+
+// spawn calls start, which forks, and notes the child.
+func (r *reaper) spawn(start func() (*os.Process, error)) (*os.Process, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	child, err := start()
+	if err == nil {
+		r.own[child.Pid] = struct{}{}
+	}
+	return child, err
+}
+
+// forget is called when a child of ours was reaped. Strangers may have queued up
+// behind it.
+func (r *reaper) forget(pid int) {
+	r.mu.Lock()
+	delete(r.own, pid)
+	r.mu.Unlock()
+	select {
+	case r.kickC <- struct{}{}:
+	default:
+	}
+}
+
+// close ends run. It is called once.
+func (r *reaper) close() { close(r.stopC) }
