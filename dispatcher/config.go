@@ -1,6 +1,143 @@
 package dispatcher
 
-import "os"
+import (
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"rrd/handoff"
+)
+
+// Config is what a Dispatcher is made with. A zero field means its default.
+type Config struct {
+	// Policy is fixed for the Dispatcher's life; default SchedRR.
+	Policy Policy
+	// QueueLimit is how many accepted connections may wait, over all listeners;
+	// when it is reached nothing is accepted and the kernel's backlogs are the
+	// waiting room. Default 4096.
+	QueueLimit int
+	// QueueTimeout drops what has waited longer; 0: never.
+	QueueTimeout time.Duration
+	// Window is how many answers a worker may owe; default 4.
+	Window int
+	// BusyAfter: a worker that owes an answer for longer gets nothing more until
+	// it answers, and what it has not read yet goes to others; default 50 ms.
+	BusyAfter time.Duration
+	// HangTimeout: a worker that owes an answer for longer is reported to
+	// Hooks.Hung; 0: never.
+	HangTimeout time.Duration
+	// DrainTimeout is told to the workers, for the day the master dies.
+	DrainTimeout time.Duration
+	// Configured says that the program has listeners of its own (--listen): what
+	// a worker asks for must then be one of them.
+	Configured bool
+	// Hooks are called one after another from a goroutine of the Dispatcher's
+	// own, never from the loop; they may call the Dispatcher.
+	Hooks Hooks
+	// Log gets what has no caller to return it to.
+	Log zerolog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Policy == "" {
+		c.Policy = SchedRR
+	}
+	if c.QueueLimit == 0 {
+		c.QueueLimit = 4096
+	}
+	if c.Window == 0 {
+		c.Window = 4
+	}
+	if c.BusyAfter == 0 {
+		c.BusyAfter = 50 * time.Millisecond
+	}
+	return c
+}
+
+// FDBudget is how many descriptors the master needs at the most: what waits,
+// what is in flight (ours and a successor's beside a draining worker), the
+// processes themselves, the listeners, kept copies, and 64 for the rest.
+func FDBudget(policy Policy, queueLimit, workers, window, listeners, rescueLimit int) int {
+	if policy == SchedReuseport {
+		listeners *= workers
+	}
+	return queueLimit + 2*workers*(window+6) + listeners + rescueLimit + 64
+}
+
+// Hooks tell what happens. All are optional.
+type Hooks struct {
+	// Spoke: the first frame of a worker; it is a native one.
+	Spoke func(worker uint64)
+	// Ready: it can be given connections.
+	Ready func(worker uint64)
+	// Drained: after Drain, its last connection is closed.
+	Drained func(worker uint64)
+	// Broke: it broke the protocol, or closed its channel, and is to be killed.
+	// Its unanswered connections stay held until Remove.
+	Broke func(worker uint64, reason string)
+	// Hung: it has owed an answer for longer than HangTimeout and is to be killed.
+	Hung func(worker uint64, owed time.Duration)
+	// Opened and Closed tell of listeners.
+	Opened func(ListenerInfo)
+	Closed func(ListenerInfo)
+	// Dropped tells of connections dropped since the last call, at most once a
+	// second for each listener and reason.
+	Dropped func(listener string, reason DropReason, n uint64)
+	// Waiting tells at most once a second that connections wait, and why.
+	Waiting func(listener string, n int, why string)
+	// AcceptPaused: accepting stops for a moment, for that error.
+	AcceptPaused func(listener string, err error, pause time.Duration)
+	// Refused: a worker asked for a listener and did not get it.
+	Refused func(worker uint64, network, address string, err error)
+	// Ignored: the shared listener's kernel queue is full and nobody accepts.
+	Ignored func(ListenerInfo)
+}
+
+// ListenerInfo tells which listener is meant.
+type ListenerInfo struct {
+	// Name is the label.
+	Name string
+	// Network and Address are as bound: port 0 resolved.
+	Network, Address string
+	// Asked is set if a worker asked for it.
+	Asked bool
+	// Shared is set if workers accept by themselves.
+	Shared bool
+	// Backlog as asked; 0: the system's maximum.
+	Backlog int
+}
+
+// Worker is a process to be given connections.
+type Worker struct {
+	// ID names the process for the Dispatcher's life; never used twice.
+	ID uint64
+	// Slot labels its counts.
+	Slot int
+	// Channel is the master's end. Add takes ownership.
+	Channel Channel
+	// Rights are the worker's, for sockets that it asks for; nil: the master's.
+	Rights *Rights
+}
+
+// Rights are what a worker's process may do.
+type Rights struct {
+	UID, GID int
+	Groups   []int
+}
+
+// Channel is the conversation with one worker as the loop needs it;
+// *handoff.Conn is the native one, whose documentation holds for all.
+type Channel interface {
+	Num() int
+	Add(seq uint64, listener, deaths uint32, d handoff.FD) (full bool)
+	Flush() error
+	Send(f *handoff.Frame, share handoff.FD) error
+	Receive() error
+	Next(f *handoff.Frame) (bool, error)
+	Recall(each func(*handoff.Frame)) error
+	Close() error
+}
 
 // ListenerConfig describes one listener of --listen.
 type ListenerConfig struct {

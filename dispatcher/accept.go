@@ -1,0 +1,103 @@
+package dispatcher
+
+import (
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Accepting pauses when the process, the system or the kernel's memory has no
+// descriptor left, never spins and never accepts only to close. The pause
+// doubles; an accepted connection ends that.
+const (
+	pauseMin = 5 * time.Millisecond
+	pauseMax = 250 * time.Millisecond
+)
+
+// acceptFrom takes what one turn may from a listener. It reports whether there
+// may be more.
+func (l *loop) acceptFrom(ln *listener) bool {
+	if !ln.watching || ln.sock == nil || l.acceptAt != 0 {
+		return ln.sock != nil
+	}
+	fd := ln.sock.fd.Num()
+	for range acceptBatch {
+		if l.table.waiting >= l.cfg.QueueLimit {
+			l.pauseFull()
+			return true
+		}
+		d, errno := accept(fd)
+		if errno != 0 {
+			if errno == unix.EAGAIN || errno == unix.EINVAL && ln.closing {
+				return false // EINVAL: a unix listener that was shut down, and is empty
+			}
+			if l.acceptFailed(ln, errno) {
+				return true
+			}
+			continue
+		}
+		l.pause = 0
+		c := l.table.arrive(ln.id)
+		if int(c) == len(l.socks) {
+			l.socks = append(l.socks, sock{})
+		}
+		l.socks[c] = sock{fd: d, accepted: l.now, prev: none, next: none}
+		ln.stats.Accepted++
+	}
+	return true
+}
+
+// acceptFailed counts an error and reports whether accepting is to stop for now.
+// What is wrong with one connection (accept(2), "Error handling") is no reason.
+func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) bool {
+	class := AcceptOther
+	switch errno {
+	case unix.EMFILE:
+		class = AcceptEMFILE
+	case unix.ENFILE:
+		class = AcceptENFILE
+	case unix.ENOBUFS:
+		class = AcceptNobufs
+	case unix.ENOMEM:
+		class = AcceptNomem
+	case unix.ECONNABORTED, unix.EPROTO, unix.EINTR:
+		class = AcceptAborted
+	}
+	ln.stats.AcceptErrors[class]++
+	switch class {
+	case AcceptAborted:
+		return false
+	case AcceptEMFILE, AcceptENFILE, AcceptNobufs, AcceptNomem:
+		ln.stats.Pauses[PauseFDLimit]++
+	case AcceptOther:
+		// ENETDOWN and the like belong to one connection, but an error that is
+		// not known could stay: it must not spin.
+	}
+	l.pause = min(max(2*l.pause, pauseMin), pauseMax)
+	l.acceptAt = l.now + int64(l.pause)
+	l.watchAll()
+	if hook := l.cfg.Hooks.AcceptPaused; hook != nil && l.reports.due(&l.reports.pauseAt, l.now) {
+		name, pause := ln.conf.Name, l.pause
+		l.event(func() { hook(name, errno, pause) })
+	}
+	return true
+}
+
+// pauseFull stops accepting while the waiting queue is full.
+func (l *loop) pauseFull() {
+	if l.queueFull {
+		return
+	}
+	l.queueFull = true
+	for _, ln := range l.listeners {
+		if ln != nil && !ln.shared && ln.sock != nil {
+			ln.stats.Pauses[PauseQueueFull]++
+		}
+	}
+	l.watchAll()
+}
+
+// resumeBelow is where accepting goes on: some way below the limit, so that at
+// the limit not every connection costs two changes of what is polled.
+func (l *loop) resumeBelow() int { return l.cfg.QueueLimit - max(1, l.cfg.QueueLimit/8) }

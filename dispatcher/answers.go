@@ -1,0 +1,215 @@
+package dispatcher
+
+import (
+	"io"
+
+	"rrd/handoff"
+)
+
+// answers reads what a worker has said, at most messagesPerTurn messages: volume
+// is no offence, it only waits for the next turn.
+func (l *loop) answers(k *link, writable bool) {
+	if k.gone {
+		return
+	}
+	if writable && k.full {
+		l.sendUnsent(k)
+		if len(k.unsent) == 0 {
+			l.setFull(k, false)
+		}
+	}
+	for range messagesPerTurn {
+		if !l.readMessage(k) {
+			return
+		}
+	}
+}
+
+// readMessage reads one message and acts on it; false: there is none, or the
+// worker is gone.
+func (l *loop) readMessage(k *link) bool {
+	err := k.ch.Receive()
+	if err != nil {
+		if isAgain(err) {
+			return false
+		}
+		if err == io.EOF { //nolint:errorlint // Receive returns it bare
+			l.broke(k, "channel closed")
+		} else {
+			l.broke(k, err.Error())
+		}
+		return false
+	}
+	for !k.gone {
+		more, err := k.ch.Next(&l.frame)
+		if err != nil {
+			l.broke(k, err.Error())
+			return false
+		}
+		if !more {
+			break
+		}
+		l.heed(k, &l.frame)
+	}
+	k.alive = true
+	if k.late {
+		l.recover(k)
+	}
+	return !k.gone
+}
+
+// heed acts on one frame.
+func (l *loop) heed(k *link, f *handoff.Frame) {
+	if !handoff.Legal(k.state, f.Type) {
+		l.broke(k, f.Type.String()+" is not legal while "+k.state.String())
+		return
+	}
+	if !k.spoke {
+		k.spoke = true
+		l.tell(k, l.cfg.Hooks.Spoke)
+	}
+	switch f.Type {
+	case handoff.Ack:
+		c, ok := l.flyingConn(k, f.Seq)
+		if !ok {
+			l.broke(k, "ACK of what is not in flight")
+			return
+		}
+		l.acked(k, c)
+	case handoff.Reject:
+		c, ok := l.flyingConn(k, f.Seq)
+		if !ok {
+			l.broke(k, "REJECT of what is not in flight")
+			return
+		}
+		l.rejected(k, c, handoff.Reason(f.Arg))
+	case handoff.Again:
+		l.again(k, f.Listener)
+	case handoff.Ready:
+		if k.ready {
+			l.broke(k, "READY twice")
+			return
+		}
+		k.ready = true
+		if k.state == handoff.Starting {
+			k.state = handoff.Serving
+		}
+		l.review(k)
+		l.settleAsked(k)
+		l.tell(k, l.cfg.Hooks.Ready)
+	case handoff.Listen:
+		l.listenAsked(k, f)
+	case handoff.Leave:
+		l.left(k, f.Listener)
+	case handoff.Drained:
+		l.tell(k, l.cfg.Hooks.Drained)
+	case handoff.Closed:
+		if uint64(f.Arg) > k.acks-k.closed {
+			l.broke(k, "CLOSED of more than is open")
+			return
+		}
+		k.closed += uint64(f.Arg)
+		k.stats.Reported = true
+	case handoff.Bye:
+		k.state = handoff.Over
+		l.recall(k, RedispatchWorkerExit, false)
+		l.silence(k)
+		if hook := l.cfg.Hooks.Broke; hook != nil {
+			id := k.id
+			l.event(func() { hook(id, "BYE: it has left its channel") })
+		}
+	case handoff.Pong, handoff.Touched:
+	default: // Legal has refused what the master says itself
+	}
+}
+
+func (l *loop) tell(k *link, hook func(uint64)) {
+	if hook == nil {
+		return
+	}
+	id := k.id
+	l.event(func() { hook(id) })
+}
+
+// acked ends a connection: the worker serves it, our copy goes.
+func (l *loop) acked(k *link, c connID) {
+	s := &l.socks[c]
+	l.stats.Dispatch.observe(l.now - s.accepted)
+	l.stats.HandoffAck.observe(l.now - s.sent)
+	k.stats.Acks++
+	k.acks++
+	l.listeners[l.table.conns[c].listener].stats.Acked++
+	l.unfly(c)
+	l.table.ack(c)
+	_ = s.fd.Close()
+	l.refsUntil = 0
+}
+
+func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
+	if why == 0 || why > handoff.ReasonOther {
+		why = handoff.ReasonOther
+	}
+	k.stats.Rejects[why]++
+	l.stats.HandoffAck.observe(l.now - l.socks[c].sent)
+	id := l.table.conns[c].listener
+	l.unfly(c)
+	l.table.reject(c)
+	l.stats.Redispatches[RedispatchRejected]++
+	if why == handoff.ReasonClosed {
+		l.table.leave(k.idx, id)
+	}
+	l.refsUntil = 0
+}
+
+type pendingAgain struct {
+	k  *link
+	id listenerID
+	at int64
+}
+
+// again lets a worker that rejected be offered connections of a listener again,
+// at most every 5 ms, so that one that always rejects cannot keep the master
+// busy.
+func (l *loop) again(k *link, listener uint32) {
+	ln := l.byWire[listener]
+	if ln == nil {
+		return // it crossed the listener's closing
+	}
+	id := ln.id
+	if !l.table.serves(k.idx, id) {
+		return
+	}
+	for len(k.againAt) <= int(id) {
+		k.againAt = append(k.againAt, -againEvery)
+	}
+	at := k.againAt[id] + againEvery
+	if at <= l.now {
+		k.againAt[id] = l.now
+		l.table.serve(k.idx, id)
+		return
+	}
+	for _, p := range l.agains {
+		if p.k == k && p.id == id {
+			return
+		}
+	}
+	l.agains = append(l.agains, pendingAgain{k: k, id: id, at: at})
+}
+
+func (l *loop) dueAgains() {
+	kept := l.agains[:0]
+	for _, p := range l.agains {
+		switch {
+		case l.links[p.k.idx] != p.k || l.listeners[p.id] == nil:
+		case p.at > l.now:
+			kept = append(kept, p)
+		default:
+			p.k.againAt[p.id] = l.now
+			if l.table.serves(p.k.idx, p.id) {
+				l.table.serve(p.k.idx, p.id)
+			}
+		}
+	}
+	clear(l.agains[len(kept):])
+	l.agains = kept
+}

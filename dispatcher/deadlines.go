@@ -1,0 +1,286 @@
+package dispatcher
+
+import (
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// goneAfter is how long a connection waits before it is worth a look whether
+// its client has left.
+const goneAfter = int64(100 * time.Millisecond)
+
+// nextDeadline returns when the next turn must begin at the latest; 0: whenever
+// something happens.
+func (l *loop) nextDeadline() int64 {
+	next := int64(0)
+	sooner := func(at int64) {
+		if next == 0 || at < next {
+			next = max(at, 1)
+		}
+	}
+	if c := l.flight.head; c != none {
+		sooner(l.socks[c].sent + int64(l.cfg.BusyAfter))
+	}
+	if l.acceptAt != 0 {
+		sooner(l.acceptAt)
+	}
+	if l.refsUntil > l.now && l.table.waiting > 0 {
+		sooner(l.refsUntil)
+	}
+	for _, p := range l.agains {
+		sooner(p.at)
+	}
+	if l.cfg.HangTimeout > 0 {
+		for _, k := range l.late {
+			if !k.hung {
+				sooner(k.lateSince + int64(l.cfg.HangTimeout))
+			}
+		}
+	}
+	if l.table.waiting > 0 {
+		if l.cfg.QueueTimeout > 0 {
+			for id := range l.listeners {
+				if c := l.oldest(listenerID(id)); c != none {
+					sooner(l.socks[c].accepted + int64(l.cfg.QueueTimeout))
+				}
+			}
+		}
+		if l.cfg.Hooks.Waiting != nil {
+			sooner(l.reports.waitingAt)
+		}
+	}
+	if l.reports.dropsPending {
+		sooner(l.reports.dropsAt)
+	}
+	if l.closing > 0 {
+		for _, ln := range l.listeners {
+			if ln != nil && ln.closing && !ln.looking {
+				sooner(ln.checkAt)
+			}
+		}
+	}
+	return next
+}
+
+func (l *loop) oldest(id listenerID) connID {
+	if l.listeners[id] == nil {
+		return none
+	}
+	return l.table.listeners[id].waiting.head
+}
+
+// deadlines acts on what is due.
+func (l *loop) deadlines() {
+	for c := l.flight.head; c != none && l.socks[c].sent+int64(l.cfg.BusyAfter) <= l.now; c = l.flight.head {
+		l.becomeLate(l.links[l.table.conns[c].worker])
+	}
+	if l.cfg.HangTimeout > 0 {
+		for _, k := range l.late {
+			if !k.hung && k.lateSince+int64(l.cfg.HangTimeout) <= l.now {
+				l.reportHung(k)
+			}
+		}
+	}
+	if l.acceptAt != 0 && l.acceptAt <= l.now {
+		l.acceptAt = 0
+		l.watchAll()
+	}
+	if len(l.agains) > 0 {
+		l.dueAgains()
+	}
+	if l.cfg.QueueTimeout > 0 && l.table.waiting > 0 {
+		for id := range l.listeners {
+			for c := l.oldest(listenerID(id)); c != none && l.socks[c].accepted+int64(l.cfg.QueueTimeout) <= l.now; c = l.oldest(listenerID(id)) {
+				l.drop(c, DropQueueTimeout)
+			}
+		}
+	}
+	l.report()
+}
+
+// becomeLate judges a worker whose oldest answer is overdue: first its channel is
+// read to the end, then what it has not read yet is taken back. What is left
+// stays with it.
+func (l *loop) becomeLate(k *link) {
+	for !k.gone && l.readMessage(k) {
+	}
+	w := &l.table.workers[k.idx]
+	if w.flying.head == none || l.socks[w.flying.head].sent+int64(l.cfg.BusyAfter) > l.now {
+		return
+	}
+	for c := w.flying.head; c != none; c = l.table.conns[c].next {
+		l.flight.remove(l.socks, c) // watched as the worker's from here on
+	}
+	if k.late {
+		return
+	}
+	k.late, k.alive, k.hung, k.lateSince = true, false, false, l.socks[w.flying.head].sent
+	l.late = append(l.late, k)
+	l.review(k)
+	if !k.gone {
+		l.recall(k, RedispatchRecalled, true)
+		l.ping(k)
+	}
+}
+
+// recover lets a late worker have connections again once it has spoken and owes
+// nothing overdue.
+func (l *loop) recover(k *link) {
+	w := &l.table.workers[k.idx]
+	if !k.alive || k.gone {
+		return
+	}
+	if c := w.flying.head; c != none {
+		if l.socks[c].sent+int64(l.cfg.BusyAfter) <= l.now {
+			k.lateSince = l.socks[c].sent
+			return
+		}
+		for ; c != none; c = l.table.conns[c].next {
+			if !l.socks[c].listed {
+				l.flight.push(l.socks, c)
+			}
+		}
+	}
+	l.forgetLate(k)
+	l.review(k)
+}
+
+func (l *loop) forgetLate(k *link) {
+	k.late, k.hung = false, false
+	if i := slices.Index(l.late, k); i >= 0 {
+		l.late = slices.Delete(l.late, i, i+1)
+	}
+}
+
+func (l *loop) reportHung(k *link) {
+	k.hung = true
+	if hook := l.cfg.Hooks.Hung; hook != nil {
+		id, owed := k.id, time.Duration(l.now-k.lateSince)
+		l.event(func() { hook(id, owed) })
+	}
+}
+
+// restartDeadlines forgives everyone: it was the master that stood still.
+func (l *loop) restartDeadlines() {
+	for c := l.flight.head; c != none; c = l.socks[c].next {
+		l.socks[c].sent = l.now
+	}
+	for _, k := range l.late {
+		k.lateSince = l.now
+	}
+}
+
+// dropIfGone drops the clients at the head of a queue that have reset their
+// connection while they waited. It reports false if nobody waits. A FIN is not
+// gone: half-closed clients are served.
+func (l *loop) dropIfGone(id listenerID) bool {
+	for {
+		c := l.table.listeners[id].waiting.head
+		if c == none {
+			return false
+		}
+		s := &l.socks[c]
+		if l.now-s.accepted <= goneAfter {
+			return true
+		}
+		p := []unix.PollFd{{Fd: int32(s.fd.Num())}}
+		if n, err := unix.Poll(p, 0); err != nil || n == 0 || p[0].Revents&unix.POLLERR == 0 {
+			return true
+		}
+		l.drop(c, DropClientGone)
+	}
+}
+
+// reports keeps notices from flooding: each at most once a second.
+type reports struct {
+	pauseAt, waitingAt, dropsAt int64
+	dropsPending                bool
+}
+
+const reportEvery = int64(time.Second)
+
+func (r *reports) due(at *int64, now int64) bool {
+	if *at > now {
+		return false
+	}
+	*at = now + reportEvery
+	return true
+}
+
+// report tells of drops and of connections that wait.
+func (l *loop) report() {
+	l.reportDrops(false)
+	if l.table.waiting == 0 {
+		l.reports.waitingAt = l.now + reportEvery
+		return
+	}
+	if hook := l.cfg.Hooks.Waiting; hook != nil && l.reports.due(&l.reports.waitingAt, l.now) {
+		for _, ln := range l.listeners {
+			if ln == nil || l.table.listeners[ln.id].waiting.len == 0 {
+				continue
+			}
+			name, n, why := ln.conf.Name, l.table.listeners[ln.id].waiting.len, l.whyWaiting(ln.id)
+			l.event(func() { hook(name, n, why) })
+		}
+	}
+}
+
+func (l *loop) whyWaiting(id listenerID) string {
+	ready, serving, busy, rejected := 0, 0, 0, 0
+	for _, k := range l.links {
+		if k == nil || !k.ready || k.gone {
+			continue
+		}
+		ready++
+		n := &l.table.listeners[id].nodes[k.idx]
+		switch {
+		case !n.serves:
+			continue
+		case n.rejected:
+			rejected++
+		case k.late || k.full:
+			busy++
+		}
+		serving++
+	}
+	switch {
+	case ready == 0:
+		return "no worker is ready"
+	case serving == 0:
+		return "no ready worker serves this listener"
+	case rejected == serving:
+		return "every worker has rejected and can take no more yet"
+	case busy == serving:
+		return "every worker owes answers for too long"
+	}
+	return "every worker has its window full"
+}
+
+// reportDrops tells of drops; at the end all that are left.
+func (l *loop) reportDrops(last bool) {
+	hook := l.cfg.Hooks.Dropped
+	if hook == nil {
+		return
+	}
+	pending := false
+	due := last || l.reports.dropsAt <= l.now
+	for _, n := range l.names {
+		for r := range n.Dropped {
+			fresh := n.Dropped[r] - n.dropsSeen[r]
+			if fresh == 0 {
+				continue
+			}
+			if !due {
+				pending = true
+				continue
+			}
+			l.reports.dropsAt = l.now + reportEvery
+			n.dropsSeen[r] = n.Dropped[r]
+			name, why := n.Name, DropReason(r)
+			l.event(func() { hook(name, why, fresh) })
+		}
+	}
+	l.reports.dropsPending = pending
+}

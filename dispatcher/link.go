@@ -1,0 +1,350 @@
+package dispatcher
+
+import (
+	"io"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+// link is one worker as the loop sees it.
+//
+//	added --READY--> serving --late, full--> blocked --answer, writable--> serving
+//	any --drain--> draining      any --violation, BYE, EPIPE--> gone      remove ends all
+type link struct {
+	id       uint64
+	slot     int
+	idx      workerIdx
+	token    uint64
+	ch       Channel
+	state    handoff.State
+	rights   *Rights
+	stats    *SlotStats
+	handoffs uint64   // sent on this channel
+	batch    []connID // added to the channel, not flushed
+	unsent   []parcel // frames that found the channel full
+
+	ready bool // READY was said
+	spoke bool
+	late  bool // owes an answer for longer than BusyAfter
+	alive bool // has said something since it became late
+	full  bool // the channel is full: waits to be writable
+	gone  bool // nothing more is sent or judged; Remove ends it
+	hung  bool // reported
+
+	acks, closed uint64 // of this process
+	listens      int
+	pings        uint64
+	againAt      []int64 // by listenerID: when AGAIN was honoured last
+	lateSince    int64
+}
+
+type parcel struct {
+	frame handoff.Frame
+	share handoff.FD // a duplicate of ours
+}
+
+// Limits on what one worker may say (semantics of the protocol, docs/protocol.md).
+const (
+	messagesPerTurn = 64
+	maxListens      = 64
+	againEvery      = int64(5 * time.Millisecond)
+)
+
+func (k *link) active() int64 { return int64(k.acks) - int64(k.closed) }
+
+// review blocks or unblocks a worker in the table according to its state.
+func (l *loop) review(k *link) {
+	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone {
+		l.table.unblock(k.idx)
+	} else {
+		l.table.block(k.idx)
+	}
+}
+
+func (l *loop) add(w Worker) error {
+	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, rights: w.Rights, stats: l.slot(w.Slot)}
+	idx := l.table.addWorker()
+	k.idx = idx
+	k.token = l.token(int(idx), tokenIsLink)
+	if err := l.poll.add(k.ch.Num(), k.token, true, false); err != nil {
+		l.table.removeWorker(idx)
+		return err
+	}
+	if int(idx) == len(l.links) {
+		l.links = append(l.links, nil)
+	}
+	l.links[idx] = k
+	l.byID[w.ID] = k
+	l.say(k, handoff.Frame{Type: handoff.Hello, Arg: handoff.ProtocolVersion,
+		Seq: uint64(l.cfg.DrainTimeout / time.Millisecond)}, handoff.FD{})
+	return nil
+}
+
+func (l *loop) slot(slot int) *SlotStats {
+	for len(l.slotStats) <= slot {
+		l.slotStats = append(l.slotStats, nil)
+	}
+	if l.slotStats[slot] == nil {
+		l.slotStats[slot] = &SlotStats{Slot: slot}
+	}
+	return l.slotStats[slot]
+}
+
+// say sends a frame that is not a handoff, now or when the channel has room.
+// share stays the caller's.
+func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
+	if k.gone {
+		return
+	}
+	if len(k.unsent) == 0 {
+		err := k.ch.Send(&f, share)
+		if err == nil {
+			return
+		}
+		if !canRetry(err) {
+			l.cannotSend(k, err, 0)
+			return
+		}
+	}
+	p := parcel{frame: f}
+	if share.Valid() {
+		dup, err := unix.FcntlInt(uintptr(share.Num()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			l.broke(k, "no descriptor left to answer with")
+			return
+		}
+		p.share = handoff.Own(dup)
+	}
+	k.unsent = append(k.unsent, p)
+	l.setFull(k, true)
+}
+
+func (l *loop) sendUnsent(k *link) {
+	for len(k.unsent) > 0 {
+		p := &k.unsent[0]
+		if err := k.ch.Send(&p.frame, p.share); err != nil {
+			if !canRetry(err) {
+				l.cannotSend(k, err, 0)
+			}
+			return
+		}
+		_ = p.share.Close()
+		k.unsent = k.unsent[1:]
+	}
+	k.unsent = nil
+}
+
+func (l *loop) setFull(k *link, full bool) {
+	if k.full == full {
+		return
+	}
+	k.full = full
+	if err := l.poll.set(k.ch.Num(), k.token, true, full); err != nil {
+		l.fatal("poll channel", err)
+	}
+	l.review(k)
+}
+
+func canRetry(err error) bool {
+	switch err { //nolint:errorlint // the channel's errors are bare errnos
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.ETOOMANYREFS, unix.EINTR:
+		return true
+	}
+	return false
+}
+
+// refsPause is how long nothing is sent after ETOOMANYREFS: too many descriptors
+// of this user are under way (unix(7)). An answer ends it early.
+const refsPause = int64(10 * time.Millisecond)
+
+// cannotSend deals with a send that failed for n handoffs.
+func (l *loop) cannotSend(k *link, err error, n int) {
+	errno, _ := err.(syscall.Errno) //nolint:errorlint // as above
+	fail := FailOther
+	switch errno {
+	case unix.EAGAIN:
+		fail = FailWouldBlock
+		l.setFull(k, true)
+	case unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM, unix.EINTR:
+		fail = FailTooManyRefs
+		l.refsUntil = l.now + refsPause
+	case unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN:
+		// It is going: its exit is under way, and Remove will judge.
+		fail = FailPeerClosed
+		l.silence(k)
+	default:
+		l.broke(k, "send: "+err.Error())
+	}
+	k.stats.Failures[fail] += uint64(n)
+}
+
+// silence stops listening to a worker that is gone, so that its hang-up does
+// not wake the loop again and again.
+func (l *loop) silence(k *link) {
+	if k.gone {
+		return
+	}
+	k.gone = true
+	_ = l.poll.remove(k.ch.Num())
+	l.review(k)
+}
+
+// broke ends the conversation with a worker and has it killed. What it has not
+// answered stays held until it is dead: it may still serve it.
+func (l *loop) broke(k *link, reason string) {
+	if k.gone {
+		return
+	}
+	k.stats.ProtocolErrors++
+	l.silence(k)
+	if hook := l.cfg.Hooks.Broke; hook != nil {
+		id := k.id
+		l.event(func() { hook(id, reason) })
+	}
+}
+
+func (l *loop) drain(worker uint64) {
+	k := l.byID[worker]
+	if k == nil || k.gone || k.state == handoff.Draining || k.state == handoff.Over {
+		return
+	}
+	k.state = handoff.Draining
+	l.review(k)
+	l.say(k, handoff.Frame{Type: handoff.Drain}, handoff.FD{})
+}
+
+// remove takes a dead worker's leavings: first what it never read, then its last
+// answers, then the rest.
+func (l *loop) remove(worker uint64, how Removal) {
+	k := l.byID[worker]
+	if k == nil {
+		return
+	}
+	l.recall(k, RedispatchWorkerExit, false)
+	l.lastAnswers(k)
+	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.workers[k.idx].flying.head {
+		k.stats.Failures[FailWorkerExit]++
+		if how.Blame {
+			l.socks[c].deaths++
+		}
+		poison := l.socks[c].deaths >= maxDeaths
+		l.takeBack(c, RedispatchWorkerExit)
+		if poison {
+			l.drop(c, DropPoison)
+		}
+	}
+	if !k.gone {
+		_ = l.poll.remove(k.ch.Num())
+	}
+	for i := range k.unsent {
+		_ = k.unsent[i].share.Close()
+	}
+	_ = k.ch.Close()
+	l.forgetLate(k)
+	l.table.removeWorker(k.idx)
+	l.links[k.idx] = nil
+	delete(l.byID, worker)
+	l.leaveAsked(k)
+}
+
+// maxDeaths: the third worker that dies having read a connection was its last.
+const maxDeaths = 3
+
+// recall takes back what the worker has not read. From a living one, what is no
+// handoff is sent again.
+func (l *loop) recall(k *link, why Redispatch, alive bool) {
+	var again []handoff.Frame
+	err := k.ch.Recall(func(f *handoff.Frame) {
+		if f.Type != handoff.Handoff {
+			if alive {
+				g := *f
+				g.Payload = append([]byte(nil), f.Payload...)
+				again = append(again, g)
+			}
+			return
+		}
+		if c, ok := l.flyingConn(k, f.Seq); ok {
+			if alive {
+				k.stats.Failures[FailAckTimeout]++
+			} else {
+				k.stats.Failures[FailWorkerExit]++
+			}
+			l.takeBack(c, why)
+		}
+	})
+	if err != nil {
+		l.fatal("recall", err)
+	}
+	for _, f := range again {
+		l.sayAgain(k, f)
+	}
+}
+
+// sayAgain repeats a recalled frame. The descriptor of a shared listener was
+// lost with the message: it is lent anew.
+func (l *loop) sayAgain(k *link, f handoff.Frame) {
+	if f.Type == handoff.Listening && f.Flags&handoff.ListeningShared != 0 {
+		if ln := l.byWire[f.Listener]; ln != nil {
+			l.say(k, f, ln.lendTo(k.slot))
+			return
+		}
+	}
+	l.say(k, f, handoff.FD{})
+}
+
+// flyingConn finds the connection in flight to k under seq.
+func (l *loop) flyingConn(k *link, seq uint64) (connID, bool) {
+	c := seq & (1<<connBits - 1)
+	if seq == 0 || c >= uint64(len(l.socks)) || l.socks[c].seq != seq {
+		return none, false
+	}
+	e := &l.table.conns[c]
+	if e.state != connInFlight || e.worker != k.idx {
+		return none, false
+	}
+	return connID(c), true
+}
+
+// lastAnswers reads what a dead worker still said. Nothing but answers counts
+// now, and what is not understood is stepped over: an ack behind it means that a
+// byte may have been served.
+func (l *loop) lastAnswers(k *link) {
+	for {
+		err := k.ch.Receive()
+		if err == io.EOF || isAgain(err) { //nolint:errorlint // Receive returns it bare
+			return
+		}
+		if errno, ok := err.(syscall.Errno); ok && errno != unix.ECONNRESET { //nolint:errorlint // as above
+			return
+		}
+		for err == nil {
+			var more bool
+			if more, err = k.ch.Next(&l.frame); !more {
+				break
+			}
+			if c, ok := l.flyingConn(k, l.frame.Seq); ok && l.frame.Type == handoff.Ack {
+				l.acked(k, c)
+			}
+		}
+	}
+}
+
+func isAgain(err error) bool { return err == unix.EAGAIN } //nolint:errorlint // bare
+
+// ping asks for a sign of life; whatever the worker says next is one.
+func (l *loop) ping(k *link) {
+	k.pings++
+	l.say(k, handoff.Frame{Type: handoff.Ping, Seq: k.pings}, handoff.FD{})
+}
+
+// fatal logs what should not be possible.
+func (l *loop) fatal(what string, err error) {
+	log := l.cfg.Log
+	l.event(func() {
+		log.Error().Str("event", "dispatcher.error").Str("doing", what).Err(err).Msg("unexpected error")
+	})
+}

@@ -1,0 +1,322 @@
+package dispatcher
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+// listener is one place that clients connect to.
+//
+//	open <--> paused (no descriptors, queue full)      open, paused --> closing --> closed
+//
+// Under rr the loop accepts from it. A shared one (none, reuseport, UDP) is lent
+// to the workers, who accept by themselves; see shared.go.
+type listener struct {
+	id       listenerID
+	wire     uint32 // its name on the channels, never used twice
+	token    uint64
+	conf     ListenerConfig
+	sock     *socket // nil under reuseport, whose sockets are in bySlot
+	bySlot   []*socket
+	shared   bool
+	asked    *askedListener // nil: of the configuration
+	stats    *nameStats
+	network  string
+	addr     string
+	watching bool
+
+	closing   bool
+	closeBy   int64 // handshakes are waited for until then
+	checkAt   int64 // when to look at them again
+	looking   bool  // a look is under way
+	shaking   bool  // the last look found some, or there was none yet
+	dropQueue bool  // nobody is left to serve what waits
+	busyCheck int64 // shared: when to look whether anybody accepts
+}
+
+// nameStats are the counts of a listener's name; they outlive the listener.
+type nameStats struct {
+	ListenerStats
+	dropsSeen [NumDropReasons]uint64 // told to Hooks.Dropped
+}
+
+// closeWait bounds how long a closing listener waits for handshakes.
+const (
+	closeWait  = int64(time.Second)
+	closeCheck = int64(5 * time.Millisecond)
+)
+
+func isTCP(network string) bool { return strings.HasPrefix(network, "tcp") }
+
+func (ln *listener) info() ListenerInfo {
+	return ListenerInfo{Name: ln.conf.Name, Network: ln.network, Address: ln.addr,
+		Asked: ln.asked != nil, Shared: ln.shared, Backlog: ln.conf.Backlog}
+}
+
+// open makes s a listener. It owns s once it has returned no error.
+func (l *loop) open(c ListenerConfig, s *socket) (*listener, error) {
+	if l.draining {
+		return nil, ErrClosed
+	}
+	ln := &listener{conf: c, sock: s, network: s.network, addr: s.addr}
+	ln.shared = s.packet() || l.cfg.Policy != SchedRR
+	ln.id = l.table.addListener()
+	ln.token = l.token(int(ln.id), 0)
+	if int(ln.id) == len(l.listeners) {
+		l.listeners = append(l.listeners, nil)
+	}
+	l.wires++
+	ln.wire = l.wires
+	ln.stats = l.nameStats(c.Name)
+	if !ln.shared {
+		if err := l.poll.add(s.fd.Num(), ln.token, false, false); err != nil {
+			l.table.removeListener(ln.id)
+			return nil, err
+		}
+	}
+	l.listeners[ln.id] = ln
+	l.byWire[ln.wire] = ln
+	ln.stats.ListenerInfo, ln.stats.Open = ln.info(), true
+	if l.cfg.Policy == SchedReuseport && s.tcp() && c.Network != "fd" {
+		// The first slot's own; the others' are bound to the address it got.
+		ln.sock, ln.bySlot = nil, []*socket{s}
+	}
+	l.watch(ln)
+	if hook := l.cfg.Hooks.Opened; hook != nil {
+		info := ln.info()
+		l.event(func() { hook(info) })
+	}
+	return ln, nil
+}
+
+func (l *loop) nameStats(name string) *nameStats {
+	for _, n := range l.names {
+		if n.Name == name {
+			return n
+		}
+	}
+	n := &nameStats{}
+	n.Name = name
+	l.names = append(l.names, n)
+	return n
+}
+
+// watch makes the poller report the listener exactly while it is to be accepted
+// from.
+func (l *loop) watch(ln *listener) {
+	want := !ln.shared && l.acceptAt == 0 && !l.queueFull && !l.stopping
+	if ln.sock == nil || want == ln.watching {
+		return
+	}
+	if err := l.poll.set(ln.sock.fd.Num(), ln.token, want, false); err != nil {
+		l.fatal("poll listener", err)
+		return
+	}
+	ln.watching = want
+}
+
+func (l *loop) watchAll() {
+	for _, ln := range l.listeners {
+		if ln != nil {
+			l.watch(ln)
+		}
+	}
+}
+
+// startClosing turns new clients away; closeListeners ends it.
+func (l *loop) startClosing(ln *listener) {
+	if ln.closing {
+		return
+	}
+	ln.closing = true
+	l.closing++
+	ln.closeBy = l.now + closeWait
+	ln.checkAt = l.now
+	ln.shaking = false
+	for _, s := range ln.sockets() {
+		switch {
+		case s.tcp():
+			if refuseNew(s.fd.Num()) == nil {
+				ln.shaking = true
+			}
+		case s.network == "unix":
+			s.file.remove()
+			s.file = nil
+			if !ln.shared {
+				// New clients are refused, queued ones can still be accepted.
+				// A shared one stays as it is: its workers' Accept would fail.
+				_ = unix.Shutdown(s.fd.Num(), unix.SHUT_RD)
+			}
+		}
+	}
+	l.watch(ln)
+}
+
+// closeListeners brings every closing listener a step further.
+func (l *loop) closeListeners() {
+	for _, ln := range l.listeners {
+		if ln == nil || !ln.closing || ln.checkAt > l.now {
+			continue
+		}
+		if l.finishClosing(ln) {
+			l.closed(ln)
+		}
+	}
+}
+
+// finishClosing reports whether nobody is left in the listener's queues.
+func (l *loop) finishClosing(ln *listener) bool {
+	ln.checkAt = l.now + closeCheck
+	if ln.shaking && l.now < ln.closeBy {
+		l.look(ln)
+		return false
+	}
+	if ln.shared {
+		return l.now >= ln.closeBy || !ln.queued()
+	}
+	if l.acceptAt != 0 || l.queueFull {
+		return false // what is in the kernel's queue waits there
+	}
+	return !l.acceptFrom(ln)
+}
+
+// look counts the handshakes under way, off the loop.
+func (l *loop) look(ln *listener) {
+	if ln.looking {
+		return
+	}
+	ln.looking = true
+	_, p, _ := net.SplitHostPort(ln.addr)
+	port, _ := strconv.ParseUint(p, 10, 16)
+	d := l.d
+	l.event(func() {
+		n, err := handshakes(uint16(port))
+		d.post(func(l *loop) {
+			ln.looking = false
+			ln.shaking = err == nil && n > 0
+			ln.checkAt = l.now + closeCheck
+			if !ln.shaking {
+				ln.checkAt = l.now
+			}
+		})
+	})
+}
+
+// queued reports whether a client waits in the kernel for a worker to accept.
+func (ln *listener) queued() bool {
+	for _, s := range ln.sockets() {
+		if s.packet() {
+			continue
+		}
+		p := []unix.PollFd{{Fd: int32(s.fd.Num()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 0); err == nil && n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// closed ends a listener. Its connections live on in the table until they are
+// answered, so the entry goes when the last of them has.
+func (l *loop) closed(ln *listener) {
+	l.closing--
+	ln.closing = false
+	ln.checkAt = 0
+	if ln.sock != nil && !ln.shared {
+		_ = l.poll.remove(ln.sock.fd.Num())
+	}
+	ln.closeSockets()
+	ln.stats.Open = false
+	l.defunct++
+	if hook := l.cfg.Hooks.Closed; hook != nil {
+		info := ln.info()
+		l.event(func() { hook(info) })
+	}
+	if ln.dropQueue {
+		for c := l.table.listeners[ln.id].waiting.head; c != none; c = l.table.listeners[ln.id].waiting.head {
+			l.drop(c, DropListenerClosed)
+		}
+	}
+	if a := ln.asked; a != nil {
+		ln.asked = nil
+		l.askedClosed(a)
+	}
+}
+
+// bury forgets closed listeners whose last connection has been answered.
+func (l *loop) bury() {
+	for i, ln := range l.listeners {
+		if ln == nil || ln.closing || len(ln.sockets()) > 0 {
+			continue
+		}
+		if t := &l.table.listeners[ln.id]; t.waiting.len == 0 && t.flying == 0 {
+			l.table.removeListener(ln.id)
+			delete(l.byWire, ln.wire)
+			l.listeners[i] = nil
+			l.defunct--
+		}
+	}
+}
+
+func (ln *listener) sockets() []*socket {
+	if ln.sock != nil {
+		return []*socket{ln.sock}
+	}
+	var out []*socket
+	for _, s := range ln.bySlot {
+		if s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (ln *listener) closeSockets() {
+	for _, s := range ln.sockets() {
+		_ = s.close()
+	}
+	ln.sock, ln.bySlot = nil, nil
+}
+
+// addLive adds what is not counted but is so now.
+func (ln *listener) addLive(l *loop, s *ListenerStats) {
+	t := &l.table.listeners[ln.id]
+	s.Queued += t.waiting.len
+	s.InFlight += t.flying
+	s.Paused = s.Paused || !ln.shared && (l.acceptAt != 0 || l.queueFull)
+	for _, k := range ln.sockets() {
+		if !k.tcp() {
+			continue
+		}
+		if n, limit, ok := acceptQueue(k.fd.Num()); ok {
+			s.KernelQueue += n
+			s.KernelLimit += limit
+			s.KernelKnown = true
+		}
+	}
+}
+
+// lendTo lends the descriptor that the worker of slot is to accept from; an
+// empty one under reuseport means that the slot has none yet.
+func (ln *listener) lendTo(slot int) handoff.FD {
+	if ln.sock != nil {
+		return ln.sock.fd
+	}
+	if slot < len(ln.bySlot) && ln.bySlot[slot] != nil {
+		return ln.bySlot[slot].fd
+	}
+	return handoff.FD{}
+}
+
+// Lent is a listening socket for a program that is to inherit it.
+type Lent struct {
+	Name string
+	File *os.File // a duplicate; the caller closes it
+}

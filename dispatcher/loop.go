@@ -1,0 +1,423 @@
+package dispatcher
+
+import (
+	"runtime"
+	"slices"
+	"time"
+
+	"rrd/handoff"
+)
+
+// loop is everything that the one dispatching goroutine owns. It runs on one
+// locked thread, in turns: wait, read answers, run requests, accept, assign,
+// flush. It takes no lock but the request queue's, uses no Go channel and
+// allocates nothing while connections pass.
+type loop struct {
+	d     *Dispatcher
+	cfg   *Config
+	poll  *poller
+	clock clock
+	now   int64 // of this turn
+
+	table     *table
+	socks     []sock // by connID
+	flight    overdueList
+	links     []*link // by workerIdx
+	byID      map[uint64]*link
+	listeners []*listener // by listenerID; nil: unused
+	byWire    map[uint32]*listener
+	wires     uint32
+	asked     map[string]*askedListener
+	ready     []*listener // to accept from in this turn
+	dirty     []*link     // with a batch to flush
+	polled    []polled
+	running   []func(*loop) // the requests of this turn
+
+	serial    uint64 // of tokens
+	turns     uint   // rotates which listener goes first
+	expected  int64  // when this turn should have begun at the latest; 0: whenever
+	refsUntil int64  // nothing is sent before: ETOOMANYREFS
+	acceptAt  int64  // nothing is accepted before: out of descriptors
+	pause     time.Duration
+	queueFull bool
+	agains    []pendingAgain
+	late      []*link
+	closing   int // listeners being closed
+	defunct   int // closed listeners with connections that are still to be answered
+	draining  bool
+	idle      []chan struct{} // closed when nothing waits, flies or listens
+	stopping  bool
+	reports   reports
+	slotStats []*SlotStats // by slot
+	names     []*nameStats
+	stats     Stats // what is not by listener or slot
+	frame     handoff.Frame
+}
+
+// sock is the loop's half of a connection; the table has the other.
+type sock struct {
+	fd       handoff.FD
+	accepted int64
+	sent     int64 // last
+	seq      uint64
+	tries    uint32 // handoffs that were sent
+	deaths   uint32 // workers that died having read it
+	// Neighbours in the overdue list.
+	prev, next connID
+	listed     bool
+}
+
+// acceptBatch bounds what one listener gives in a turn, so that answers and
+// other listeners have theirs.
+const acceptBatch = 64
+
+// lateTurn: a turn that begins so much later than it should found the whole
+// master stopped. Its workers then look late without being so.
+const lateTurn = int64(time.Second)
+
+// loop runs until stop or until polling fails.
+func (d *Dispatcher) loop() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	l := &loop{
+		d: d, cfg: &d.cfg, poll: d.poll, clock: clock{start: time.Now()},
+		table: newTable(d.cfg.Window, d.cfg.QueueLimit),
+		socks: make([]sock, 0, d.cfg.QueueLimit),
+		byID:  make(map[uint64]*link), asked: make(map[string]*askedListener),
+		byWire: make(map[uint32]*listener),
+		flight: overdueList{head: none, tail: none},
+	}
+	l.stats.Policy = d.cfg.Policy
+	var err error
+	for err == nil && !l.stopping {
+		err = l.turn()
+	}
+	l.finish()
+	d.mu.Lock()
+	d.refusing = true
+	d.mu.Unlock()
+	d.loopErr = err
+	close(d.ended)
+}
+
+func (l *loop) turn() error {
+	timeout := time.Duration(-1)
+	l.expected = 0
+	if at := l.nextDeadline(); at > 0 {
+		timeout = time.Duration(max(at-l.clock.now(), 0))
+		l.expected = at
+	}
+	var err error
+	l.polled, err = l.poll.wait(l.polled, timeout)
+	if err != nil {
+		return err
+	}
+	l.now = l.clock.now()
+	if l.expected > 0 && l.now > l.expected+lateTurn {
+		l.restartDeadlines()
+	}
+	l.turns++
+	requests := false
+	for _, p := range l.polled {
+		switch {
+		case p.token == tokenWake:
+			requests = true
+		case p.token&tokenIsLink != 0:
+			if k := l.linkByToken(p.token); k != nil {
+				l.answers(k, p.writable)
+			}
+		default:
+			if ln := l.listenerByToken(p.token); ln != nil {
+				l.ready = append(l.ready, ln)
+			}
+		}
+	}
+	if requests {
+		l.runRequests()
+	}
+	l.deadlines()
+	for i := range l.ready {
+		l.acceptFrom(l.ready[(i+int(l.turns))%len(l.ready)])
+	}
+	l.ready = l.ready[:0]
+	l.dispatch()
+	l.afterwards()
+	return nil
+}
+
+// A token names what was polled: a serial number, so that an event of something
+// that is gone finds nothing, an index, and a bit for its kind.
+const (
+	tokenIsLink    = 1
+	tokenIndexBits = 20
+)
+
+func (l *loop) token(index int, kind uint64) uint64 {
+	l.serial++
+	return l.serial<<(tokenIndexBits+1) | uint64(index)<<1 | kind
+}
+
+func tokenIndex(token uint64) int { return int(token >> 1 & (1<<tokenIndexBits - 1)) }
+
+func (l *loop) linkByToken(token uint64) *link {
+	if i := tokenIndex(token); i < len(l.links) && l.links[i] != nil && l.links[i].token == token {
+		return l.links[i]
+	}
+	return nil
+}
+
+func (l *loop) listenerByToken(token uint64) *listener {
+	if i := tokenIndex(token); i < len(l.listeners) && l.listeners[i] != nil && l.listeners[i].token == token {
+		return l.listeners[i]
+	}
+	return nil
+}
+
+func (l *loop) runRequests() {
+	l.d.mu.Lock()
+	l.running, l.d.requests = l.d.requests, l.running[:0]
+	l.d.mu.Unlock()
+	for i, fn := range l.running {
+		fn(l)
+		l.running[i] = nil
+	}
+}
+
+// event has a hook called.
+func (l *loop) event(call func()) { l.d.events.push(call) }
+
+// dispatch pairs what waits with who is free and sends it. A worker that cannot
+// be sent to gives its batch back and is out, so this ends.
+func (l *loop) dispatch() {
+	for l.table.waiting > 0 {
+		l.assign()
+		if len(l.dirty) == 0 {
+			return
+		}
+		for i, k := range l.dirty {
+			l.flush(k)
+			l.dirty[i] = nil
+		}
+		l.dirty = l.dirty[:0]
+	}
+}
+
+func (l *loop) assign() {
+	if l.refsUntil > l.now {
+		return
+	}
+	n := len(l.listeners)
+	for i := range n {
+		id := listenerID((i + int(l.turns)) % n)
+		if l.listeners[id] == nil {
+			continue
+		}
+		for l.table.room > 0 && l.dropIfGone(id) {
+			c, w, ok := l.table.pair(id)
+			if !ok {
+				break
+			}
+			l.offer(l.links[w], c)
+		}
+	}
+}
+
+// connBits is the part of a sequence number that holds the connection's index;
+// the rest counts the handoffs of the channel, so numbers grow and a late or
+// invented answer finds no connection that carries it.
+const connBits = 24
+
+func (l *loop) offer(k *link, c connID) {
+	s := &l.socks[c]
+	k.handoffs++
+	s.seq = k.handoffs<<connBits | uint64(c)
+	s.sent = l.now
+	l.flight.push(l.socks, c)
+	if len(k.batch) == 0 {
+		l.dirty = append(l.dirty, k)
+	}
+	k.batch = append(k.batch, c)
+	if k.ch.Add(s.seq, l.listeners[l.table.conns[c].listener].wire, s.deaths, s.fd) {
+		l.flush(k)
+	}
+}
+
+// flush sends a worker's batch. If that fails nothing was sent and all of it is
+// back in its place.
+func (l *loop) flush(k *link) {
+	if len(k.batch) == 0 {
+		return
+	}
+	err := k.ch.Flush()
+	if err == nil {
+		for _, c := range k.batch {
+			s := &l.socks[c]
+			if s.tries == 0 {
+				l.stats.QueueWait.observe(s.sent - s.accepted)
+			}
+			s.tries++
+		}
+		k.stats.Handoffs += uint64(len(k.batch))
+		k.batch = k.batch[:0]
+		return
+	}
+	n := len(k.batch)
+	for i := n - 1; i >= 0; i-- {
+		l.takeBack(k.batch[i], RedispatchSendError)
+	}
+	k.batch = k.batch[:0]
+	l.cannotSend(k, err, n)
+}
+
+// takeBack puts a connection in flight back in its place.
+func (l *loop) takeBack(c connID, why Redispatch) {
+	l.unfly(c)
+	l.table.back(c)
+	l.stats.Redispatches[why]++
+}
+
+// unfly ends a connection's flight on the loop's side.
+func (l *loop) unfly(c connID) {
+	l.flight.remove(l.socks, c)
+	l.socks[c].seq = 0
+}
+
+// drop closes a waiting connection and counts it.
+func (l *loop) drop(c connID, why DropReason) {
+	ln := l.listeners[l.table.conns[c].listener]
+	_ = l.socks[c].fd.Close()
+	l.table.drop(c)
+	ln.stats.Dropped[why]++
+}
+
+// afterwards ends a turn.
+func (l *loop) afterwards() {
+	if l.queueFull && l.table.waiting <= l.resumeBelow() {
+		l.queueFull = false
+		l.watchAll()
+	}
+	if l.closing > 0 {
+		l.closeListeners()
+	}
+	if l.defunct > 0 {
+		l.bury()
+	}
+	if len(l.idle) > 0 && l.closing == 0 && l.table.waiting == 0 && l.inFlight() == 0 {
+		for _, c := range l.idle {
+			close(c)
+		}
+		l.idle = nil
+	}
+}
+
+func (l *loop) inFlight() int {
+	n := 0
+	for _, ln := range l.listeners {
+		if ln != nil {
+			n += l.table.listeners[ln.id].flying
+		}
+	}
+	return n
+}
+
+// stop makes this turn the last.
+func (l *loop) stop() { l.stopping = true }
+
+// finish drops and closes everything.
+func (l *loop) finish() {
+	for _, k := range l.links {
+		if k == nil {
+			continue
+		}
+		for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.workers[k.idx].flying.head {
+			l.unfly(c)
+			l.table.back(c)
+		}
+		_ = k.ch.Close()
+	}
+	for _, ln := range l.listeners {
+		if ln == nil {
+			continue
+		}
+		for c := l.table.listeners[ln.id].waiting.head; c != none; c = l.table.listeners[ln.id].waiting.head {
+			l.drop(c, DropShutdown)
+		}
+		ln.closeSockets()
+	}
+	l.reportDrops(true)
+	_ = l.poll.close()
+}
+
+// overdueList holds the connections in flight by the time they were sent.
+type overdueList struct{ head, tail connID }
+
+func (q *overdueList) push(socks []sock, c connID) {
+	s := &socks[c]
+	s.prev, s.next, s.listed = q.tail, none, true
+	if q.tail == none {
+		q.head = c
+	} else {
+		socks[q.tail].next = c
+	}
+	q.tail = c
+}
+
+func (q *overdueList) remove(socks []sock, c connID) {
+	s := &socks[c]
+	if !s.listed {
+		return
+	}
+	s.listed = false
+	if s.prev == none {
+		q.head = s.next
+	} else {
+		socks[s.prev].next = s.next
+	}
+	if s.next == none {
+		q.tail = s.prev
+	} else {
+		socks[s.next].prev = s.prev
+	}
+}
+
+// shutdown begins to close every listener; idle is closed when nothing is left.
+func (l *loop) shutdown(idle chan struct{}) {
+	l.draining = true
+	for _, ln := range l.listeners {
+		if ln != nil {
+			l.startClosing(ln)
+		}
+	}
+	l.idle = append(l.idle, idle)
+}
+
+func (l *loop) copyStats() *Stats {
+	s := l.stats
+	s.QueueLimit = l.cfg.QueueLimit
+	s.Draining = l.draining
+	s.Listeners = make([]ListenerStats, len(l.names))
+	for i, n := range l.names {
+		s.Listeners[i] = n.ListenerStats
+		for _, ln := range l.listeners {
+			if ln != nil && ln.stats == n {
+				ln.addLive(l, &s.Listeners[i])
+			}
+		}
+	}
+	for _, st := range l.slotStats {
+		if st == nil {
+			continue
+		}
+		c := *st
+		for _, k := range l.links {
+			if k != nil && k.stats == st {
+				c.InFlight += int(l.table.workers[k.idx].owed)
+				c.Active += k.active()
+				c.Late = c.Late || k.late
+			}
+		}
+		s.Slots = append(s.Slots, c)
+	}
+	slices.SortFunc(s.Slots, func(a, b SlotStats) int { return a.Slot - b.Slot })
+	return &s
+}

@@ -1,0 +1,74 @@
+package dispatcher
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// backlogOr returns the asked backlog, or the most that the kernel keeps.
+func backlogOr(asked int) int {
+	if asked > 0 {
+		return asked
+	}
+	return Somaxconn()
+}
+
+// Somaxconn is the kernel's cap on every backlog (listen(2)).
+func Somaxconn() int {
+	b, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		return unix.SOMAXCONN
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || n <= 0 {
+		return unix.SOMAXCONN
+	}
+	return n
+}
+
+// adopt gives the file that bind made its exact mode, which the umask may have
+// cut, and its owner. It goes through a descriptor of the file itself: whoever
+// may write in the directory could put a link in its place.
+func (f *socketFile) adopt(o bindOptions) error {
+	if o.mode == nil && o.uid < 0 && o.gid < 0 {
+		return nil
+	}
+	fd, err := unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("open", err)
+	}
+	file := os.NewFile(uintptr(fd), f.path)
+	defer file.Close() //nolint:errcheck // only a handle
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Dev != f.dev || st.Ino != f.ino {
+		return &os.PathError{Op: "adopt", Path: f.path, Err: unix.ESTALE}
+	}
+	if o.uid >= 0 || o.gid >= 0 {
+		if err := unix.Fchownat(fd, "", o.uid, o.gid, unix.AT_EMPTY_PATH); err != nil {
+			return &os.PathError{Op: "chown", Path: f.path, Err: err}
+		}
+	}
+	if o.mode != nil {
+		if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(o.mode.Perm())); err != nil {
+			return &os.PathError{Op: "chmod", Path: f.path, Err: err}
+		}
+	}
+	return nil
+}
+
+// acceptQueue reads the length and the limit of a listening TCP socket's queue.
+// For a listening socket TCP_INFO has them in tcpi_unacked and tcpi_sacked
+// (net/ipv4/tcp.c, tcp_get_info).
+func acceptQueue(fd int) (length, limit uint32, ok bool) {
+	ti, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, 0, false
+	}
+	return ti.Unacked, ti.Sacked, true
+}
