@@ -24,9 +24,9 @@ type Conn struct {
 	out    [MaxFrames * FrameSize]byte
 	rights rights
 
-	// The message being read. On a stream it may be more or less than one.
+	// The message being read.
 	in    [MaxMessage]byte
-	have  int // bytes in in
+	have  int // stream: so much of it has come
 	next  int // where Next goes on
 	end   int // where the message ends
 	first bool
@@ -80,10 +80,12 @@ func (c *Conn) Add(seq uint64, listener, deaths uint32, d FD) (full bool) {
 // channel is full, ETOOMANYREFS that too many descriptors are under way
 // (unix(7)), ENOBUFS and ENOMEM that the kernel is short; anything else that the
 // worker is gone.
+//
+// With an empty batch Flush sends what a stream took only in part (Unsent).
 func (c *Conn) Flush() error {
 	n := c.frames
 	if n == 0 {
-		return nil
+		return c.writeRest()
 	}
 	c.frames = 0
 	return c.write(c.out[:n*FrameSize], c.rights.set(n))
@@ -108,11 +110,14 @@ func (c *Conn) Send(f *Frame, share FD) error {
 	return c.write(b, r.set(1))
 }
 
+// Unsent reports whether the end of a message that Flush or Send has taken is
+// still here, because a stream had room for a part only: when the channel can be
+// written to, call Flush. Never so on SEQPACKET.
+func (c *Conn) Unsent() bool { return len(c.unsent) > 0 }
+
 func (c *Conn) write(b, oob []byte) error {
-	if len(c.unsent) > 0 {
-		if err := c.writeRest(); err != nil {
-			return err
-		}
+	if err := c.writeRest(); err != nil {
+		return err
 	}
 	n, errno := sendmsg(c.fd.Num(), b, oob)
 	if errno != 0 {
@@ -126,6 +131,9 @@ func (c *Conn) write(b, oob []byte) error {
 }
 
 func (c *Conn) writeRest() error {
+	if len(c.unsent) == 0 {
+		return nil
+	}
 	n, errno := sendmsg(c.fd.Num(), c.unsent, nil)
 	if errno != 0 {
 		return errno
@@ -166,25 +174,33 @@ func (c *Conn) Receive() error {
 // as 0 bytes, only the end hangs up.
 func (c *Conn) emptyOrEOF() error {
 	p := []unix.PollFd{{Fd: int32(c.fd.Num()), Events: pollEnd}}
-	if _, err := unix.Poll(p, 0); err != nil || p[0].Revents&(pollEnd|unix.POLLHUP|unix.POLLERR) != 0 {
+	_, err := unix.Poll(p, 0)
+	for err == unix.EINTR {
+		_, err = unix.Poll(p, 0)
+	}
+	if err != nil || p[0].Revents&(pollEnd|unix.POLLHUP|unix.POLLERR) != 0 {
 		return io.EOF
 	}
 	return ErrEmpty
 }
 
-// receiveStream fills the buffer and finds the message at its front. Messages
-// are one frame each there, with its payload.
+// receiveStream reads one message, which is one frame with its payload there,
+// and not a byte more: what is left stays in the kernel, where a poller sees it.
 func (c *Conn) receiveStream() error {
-	c.have = copy(c.in[:], c.in[c.end:c.have])
+	if c.end > 0 {
+		c.have = 0
+	}
 	c.next, c.end, c.first = 0, 0, true
 	for {
+		want := FrameSize
 		if c.have >= FrameSize {
-			if n := messageLen(c.in[:]); c.have >= n {
-				c.end = n
+			want = messageLen(c.in[:])
+			if c.have == want {
+				c.end = want
 				return nil
 			}
 		}
-		n, _, flags, errno := recvmsg(c.fd.Num(), c.in[c.have:], nil)
+		n, _, flags, errno := recvmsg(c.fd.Num(), c.in[c.have:want], nil)
 		switch {
 		case errno != 0:
 			return errno

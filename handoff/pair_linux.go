@@ -21,6 +21,12 @@ func Pair() (master *Conn, child *os.File, err error) {
 	return pair(unix.SOCK_SEQPACKET)
 }
 
+// refuseRights makes a sender of descriptors to fd get EPERM. A variable for
+// tests: older kernels say ENOPROTOOPT.
+var refuseRights = func(fd int) error {
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0)
+}
+
 func pair(kind int) (*Conn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -28,7 +34,7 @@ func pair(kind int) (*Conn, *os.File, error) {
 	}
 	c := newConn(Own(fds[0]), FD{}, kind == unix.SOCK_STREAM)
 	child := os.NewFile(uintptr(fds[1]), "rrd-channel")
-	err = unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0)
+	err = refuseRights(fds[0])
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
 		_, _ = c.Close(), child.Close()
 		return nil, nil, fmt.Errorf("refuse descriptors on channel: %w", os.NewSyscallError("setsockopt", err))

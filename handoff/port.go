@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -12,14 +13,17 @@ import (
 )
 
 // Port is the worker's end of a channel. Receive waits in the runtime's poller.
-// One goroutine may receive while others send.
+// One goroutine may receive while others send. Close may come at any time.
 type Port struct {
 	f      *os.File
 	rc     syscall.RawConn
 	stream bool
 
-	rest []byte // stream: bytes behind the message that was returned
-	fds  []FD   // stream: descriptors whose frames have not come yet
+	rest []byte // stream: the beginning of a message that has not all come
+
+	mu     sync.Mutex
+	fds    []FD // stream: descriptors whose frames have not come yet
+	closed bool
 }
 
 // ErrNotAChannel says that a descriptor named by EnvChannelFD is not the socket
@@ -27,10 +31,10 @@ type Port struct {
 var ErrNotAChannel = errors.New("not a channel of rrd")
 
 // OpenPort takes ownership of the descriptor that the master passed to this
-// process. It makes it close-on-exec, so that a grandchild does not hold it, and
-// checks that it is a unix socket.
+// process. It checks that it is one end of a pair of unix sockets and makes it
+// close-on-exec, so that a grandchild does not hold it. On an error the descriptor
+// is as it was and still the caller's: a wrong number may name anything.
 func OpenPort(fd int) (*Port, error) {
-	unix.CloseOnExec(fd)
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor %d: %w: %w", fd, ErrNotAChannel, err)
@@ -42,9 +46,13 @@ func OpenPort(fd int) (*Port, error) {
 	if _, ok := sa.(*unix.SockaddrUnix); !ok || (kind != unix.SOCK_SEQPACKET && kind != unix.SOCK_STREAM) {
 		return nil, fmt.Errorf("descriptor %d: %w: a socket of another kind", fd, ErrNotAChannel)
 	}
+	if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && v != 0 {
+		return nil, fmt.Errorf("descriptor %d: %w: a listening socket", fd, ErrNotAChannel)
+	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("descriptor %d: set non-blocking: %w", fd, err)
 	}
+	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "rrd-channel")
 	rc, err := f.SyscallConn()
 	if err != nil {
@@ -54,14 +62,28 @@ func OpenPort(fd int) (*Port, error) {
 	return &Port{f: f, rc: rc, stream: kind == unix.SOCK_STREAM}, nil
 }
 
-// Close closes the channel and what is left of a half-read message. A Receive
-// that waits returns os.ErrClosed.
+// Close closes the channel and what is left of a half-read message. A Receive or
+// Send that waits returns os.ErrClosed, and so does every later one.
 func (p *Port) Close() error {
+	p.mu.Lock()
+	p.closed = true
 	for i := range p.fds {
 		_ = p.fds[i].Close()
 	}
 	p.fds = nil
+	p.mu.Unlock()
 	return p.f.Close()
+}
+
+// closedErr puts os.ErrClosed in the place of the error that a RawConn gives
+// after Close, which has no name outside of the standard library.
+func (p *Port) closedErr(err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return os.ErrClosed
+	}
+	return err
 }
 
 // SetReadDeadline ends a waiting Receive with os.ErrDeadlineExceeded at t; the
@@ -74,6 +96,7 @@ type Message struct {
 	Frames [MaxFrames]Frame
 	N      int // frames
 	// FDs[k] belongs to the k-th frame that carries one. The receiver owns them.
+	// What came without a frame of its own has been closed.
 	FDs [MaxFrames]FD
 	// NumFDs is how many came. Fewer than there should be: this process is at its
 	// limit of open files and the kernel has dropped the rest; those handoffs
@@ -93,7 +116,8 @@ func (m *Message) Close() {
 }
 
 // Receive waits for a message and reads it into m, whose descriptors the caller
-// has taken or closed before. io.EOF: the master is gone.
+// has taken or closed before. io.EOF: the master is gone, and everything that it
+// had sent has been received.
 func (p *Port) Receive(m *Message) error {
 	m.N, m.NumFDs = 0, 0
 	for {
@@ -111,20 +135,21 @@ func (p *Port) Receive(m *Message) error {
 // TryReceive is Receive without waiting: EAGAIN if there is no message.
 func (p *Port) TryReceive(m *Message) error {
 	m.N, m.NumFDs = 0, 0
-	var n int
-	var rerr error
-	err := p.rc.Control(func(fd uintptr) { n, rerr = p.read(m, int(fd)) })
-	if err != nil {
-		return err
+	for {
+		var n int
+		var rerr error
+		err := p.rc.Control(func(fd uintptr) { n, rerr = p.read(m, int(fd)) })
+		if err != nil {
+			return p.closedErr(err)
+		}
+		if rerr != nil {
+			return rerr
+		}
+		ok, err := p.parse(m, n)
+		if ok || err != nil {
+			return err
+		}
 	}
-	if rerr != nil {
-		return rerr
-	}
-	ok, err := p.parse(m, n)
-	if !ok && err == nil {
-		return unix.EAGAIN
-	}
-	return err
 }
 
 func (p *Port) fill(m *Message) (int, error) {
@@ -135,29 +160,35 @@ func (p *Port) fill(m *Message) (int, error) {
 		return !isErrno(rerr, unix.EAGAIN)
 	})
 	if err != nil {
-		return 0, err
+		return 0, p.closedErr(err)
 	}
 	return n, rerr
 }
 
-// read does one recvmsg, behind what a stream has left over.
+// read does one recvmsg, on a stream behind what the last one brought and no
+// further than to the end of the message. So the descriptors that a read brings
+// belong to the frame that it began with and those after it, and frames whose
+// descriptors were dropped cannot take those of the next message.
 func (p *Port) read(m *Message, fd int) (int, error) {
-	have := 0
+	have, want := 0, len(m.buf)
 	if p.stream {
-		have = copy(m.buf[:], p.rest)
-		if have >= FrameSize && have >= messageLen(m.buf[:]) {
-			return have, nil
+		have, want = copy(m.buf[:], p.rest), FrameSize
+		if have >= FrameSize {
+			want = messageLen(m.buf[:])
 		}
 	}
-	n, oobn, flags, errno := recvmsg(fd, m.buf[have:], m.oob[:rightsSpace])
+	n, oobn, flags, errno := recvmsg(fd, m.buf[have:want], m.oob[:rightsSpace])
+	if errno == unix.ECONNRESET {
+		// The master is gone and left something of ours unread. Linux says so
+		// before it gives out what the master had sent: handoffs that nobody else
+		// has any more. It says it once.
+		n, oobn, flags, errno = recvmsg(fd, m.buf[have:want], m.oob[:rightsSpace])
+	}
 	if errno != 0 {
 		return 0, errno
 	}
 	if oobn > 0 {
 		m.NumFDs = takeRights(m.oob[:oobn], &m.FDs)
-	}
-	if p.stream && flags&unix.MSG_CTRUNC != 0 {
-		p.noteMissing(m, m.buf[:have+n])
 	}
 	if flags&unix.MSG_TRUNC != 0 {
 		m.Close()
@@ -174,100 +205,87 @@ func (p *Port) read(m *Message, fd int) (int, error) {
 // all of it yet.
 func (p *Port) parse(m *Message, n int) (bool, error) {
 	b := m.buf[:n]
-	if p.stream {
-		end, ok := p.cut(m, b)
-		if !ok {
-			return false, nil
-		}
-		b = b[:end]
+	if p.stream && !p.complete(m, b) {
+		return false, nil
 	}
+	carriers := 0
 	for first := true; len(b) > 0; first = false {
 		if m.N == MaxFrames {
 			m.Close()
 			return false, ErrLength
 		}
-		rest, err := Decode(&m.Frames[m.N], b, first)
+		f := &m.Frames[m.N]
+		rest, err := Decode(f, b, first)
 		if err != nil {
 			m.Close()
 			return false, err
 		}
+		if carriesFD(f) {
+			carriers++
+		}
 		m.N++
 		b = rest
+	}
+	for m.NumFDs > carriers {
+		m.NumFDs--
+		_ = m.FDs[m.NumFDs].Close()
 	}
 	return true, nil
 }
 
-// cut finds the message at the front of a stream's bytes and keeps the rest. A
-// descriptor may come before its frame is whole, so those are queued, and each
-// frame that carries one takes the oldest.
-func (p *Port) cut(m *Message, b []byte) (end int, ok bool) {
+// complete reports whether b, from a stream, is a whole message. The descriptors
+// of a batch all come with its first byte, so they are queued, and each frame
+// that carries one takes the oldest.
+func (p *Port) complete(m *Message, b []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for i := range m.NumFDs {
-		p.fds = append(p.fds, Own(m.FDs[i].Release()))
+		if p.closed {
+			_ = m.FDs[i].Close()
+		} else {
+			p.fds = append(p.fds, Own(m.FDs[i].Release()))
+		}
 	}
 	m.NumFDs = 0
 	if len(b) < FrameSize || len(b) < messageLen(b) {
 		p.rest = append(p.rest[:0], b...)
-		return 0, false
+		return false
 	}
-	end = messageLen(b)
-	p.rest = append(p.rest[:0], b[end:]...)
-	if len(p.fds) > 0 && carriesFD(b) {
-		if m.FDs[0] = p.fds[0]; m.FDs[0].Valid() {
-			m.NumFDs = 1
-		}
+	p.rest = p.rest[:0]
+	var f Frame
+	if _, err := Decode(&f, b, true); err == nil && carriesFD(&f) && len(p.fds) > 0 {
+		m.FDs[0], m.NumFDs = p.fds[0], 1
 		p.fds = append(p.fds[:0], p.fds[1:]...)
 	}
-	return end, true
+	return true
 }
 
-// noteMissing queues an empty FD for every descriptor that the kernel dropped,
-// so that later frames do not take the wrong one. A read ends where the next
-// message with descriptors begins, so what is dropped belongs to frames in b.
-func (p *Port) noteMissing(m *Message, b []byte) {
-	for i := range m.NumFDs {
-		p.fds = append(p.fds, Own(m.FDs[i].Release()))
-	}
-	m.NumFDs = 0
-	want := 0
-	for len(b) >= FrameSize && len(b) >= messageLen(b) {
-		if carriesFD(b) {
-			want++
-		}
-		b = b[messageLen(b):]
-	}
-	for len(p.fds) < want {
-		p.fds = append(p.fds, FD{})
-	}
-}
-
-// carriesFD reports whether a descriptor comes with the encoded frame.
-func carriesFD(b []byte) bool {
-	switch Type(b[4]) {
-	case Handoff:
-		return true
-	case Listening:
-		return b[6]&byte(ListeningShared) != 0
-	}
-	return false
+// carriesFD reports whether a descriptor comes with the frame.
+func carriesFD(f *Frame) bool {
+	return f.Type == Handoff || f.Type == Listening && f.Flags&ListeningShared != 0
 }
 
 // Send sends encoded frames (Frame.Append), at most MaxFrames or one with a
 // payload, as one message. It waits while the channel is full.
 func (p *Port) Send(b []byte) error {
-	for len(b) > 0 {
-		var n int
-		var errno syscall.Errno
-		err := p.rc.Write(func(fd uintptr) bool {
-			n, errno = sendmsg(int(fd), b, nil)
-			return errno != unix.EAGAIN
-		})
-		if err != nil {
-			return err
+	var errno syscall.Errno
+	// All of it inside one Write, which keeps other senders out: a stream may
+	// take a part.
+	err := p.rc.Write(func(fd uintptr) bool {
+		for len(b) > 0 {
+			var n int
+			if n, errno = sendmsg(int(fd), b, nil); errno != 0 {
+				return errno != unix.EAGAIN
+			}
+			b = b[n:]
 		}
-		if errno != 0 {
-			return os.NewSyscallError("sendmsg", errno)
-		}
-		b = b[n:] // all of it, but on a stream
+		return true
+	})
+	if err != nil {
+		return p.closedErr(err)
+	}
+	if errno != 0 {
+		return os.NewSyscallError("sendmsg", errno)
 	}
 	return nil
 }

@@ -61,11 +61,10 @@ func takeRights(oob []byte, fds *[MaxFrames]FD) int {
 				n++
 			}
 		}
-		next := unix.CmsgSpace(size - hdr)
-		if next >= len(oob) {
+		if size >= len(oob) {
 			break
 		}
-		oob = oob[next:]
+		oob = oob[min(unix.CmsgSpace(size-hdr), len(oob)):]
 	}
 	return n
 }
