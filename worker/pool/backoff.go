@@ -25,12 +25,13 @@ func (b *backoff) next(healthy bool, jitter float64) time.Duration {
 	}
 	d := b.min
 	for range b.failures {
-		if d >= b.max {
+		if d > b.max/2 {
+			d = b.max
 			break
 		}
-		d = min(2*d, b.max)
+		d *= 2
 	}
 	b.failures++
-	d += time.Duration((jitter - 0.5) / 5 * float64(d))
-	return min(d, b.max)
+	spread := time.Duration((jitter - 0.5) / 5 * float64(d))
+	return d + min(spread, b.max-d)
 }

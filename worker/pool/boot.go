@@ -18,6 +18,7 @@ type Exit struct {
 	Reason   string
 	Uptime   time.Duration
 	WasReady bool
+	Spoke    bool // it said something on its channel
 	// LastWords is the end of its output, when that is captured.
 	LastWords string
 }

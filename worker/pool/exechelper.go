@@ -164,6 +164,7 @@ func (h *helper) run() error {
 	}
 	env := os.Environ()
 	if h.listenPID {
+		env = slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, envListenPID+"=") })
 		env = append(env, envListenPID+"="+strconv.Itoa(os.Getpid()))
 	}
 	if err := resetThread(); err != nil {

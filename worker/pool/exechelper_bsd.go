@@ -2,7 +2,7 @@
 
 package pool
 
-// resetThread does nothing here. There is no no_new_privs on darwin, and signal mask and
-// ignored signals are what the master was started with: Go offers no way to set
-// them that does not go through libc.
+// resetThread does nothing here. darwin has no no_new_privs and FreeBSD's
+// (procctl(2)) is left out; signal mask and ignored signals are those the master was
+// started with, as Go offers no way to set them there.
 func resetThread() error { return nil }

@@ -239,6 +239,12 @@ func (w *world) wantLog(script string) {
 	w.lines, w.told = nil, nil
 }
 
+// at returns the process of a slot. Slots are started side by side, so with several of
+// them neither pid nor ID tells the slot.
+func (w *world) at(slot int) *fakeProcess { return w.proc(w.Snapshot().Slots[slot].PID - 100) }
+
+func (w *world) id(slot int) uint64 { return w.Snapshot().Slots[slot].ID }
+
 // wantState compares the states of all slots.
 func (w *world) wantState(want ...State) {
 	w.t.Helper()

@@ -29,7 +29,7 @@ const (
 	queueLines = 512      // captured and not yet written, of all workers
 	// lastOutput is how long a reaped worker's pipes are still read. They end
 	// by themselves unless a descendant that left the group holds them.
-	lastOutput = 200 * time.Millisecond
+	lastOutput = 500 * time.Millisecond
 	// lastFlush is how long Run waits for a sink that does not take what is left.
 	lastFlush = time.Second
 )
@@ -173,7 +173,7 @@ func (c *capture) finish() string {
 	_ = c.stderr.SetReadDeadline(deadline)
 	c.readers.Wait()
 	c.discard()
-	return string(c.words)
+	return string(lastBytes(c.words))
 }
 
 // discard closes the pipes of a process that was never there.
@@ -208,7 +208,9 @@ func (c *capture) remember(text []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.words = append(c.words, text...)
-	if extra := len(c.words) - maxWords; extra > 0 {
-		c.words = append(c.words[:0], c.words[extra:]...)
+	if len(c.words) > 8*maxWords { // seldom, as short lines are many
+		c.words = append(c.words[:0], lastBytes(c.words)...)
 	}
 }
+
+func lastBytes(b []byte) []byte { return b[max(0, len(b)-maxWords):] }

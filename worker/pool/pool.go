@@ -29,6 +29,10 @@ var (
 // master was stopped or starved, and so may have been those who report to it.
 const late = time.Second
 
+// maxSpawns is how many spawns may be under way. Each holds some ten descriptors for
+// as long, which 1024 slots at once would make too many.
+const maxSpawns = 8
+
 // A Pool keeps the workers of one master. New makes it, Run works it; all other
 // methods may be called at any time, from any goroutine, hooks included.
 type Pool struct {
@@ -40,6 +44,7 @@ type Pool struct {
 	lastID atomic.Uint64  // starts of processes
 	out    *printer       // nil when output is raw
 	strays *reaper
+	spawnC chan struct{} // a token for each spawn under way
 
 	resizeMu sync.Mutex // one resize at a time, as its hook is asked in between
 
@@ -93,6 +98,7 @@ func New(c Config) (*Pool, error) {
 		inbox:   newMailbox(),
 		hooks:   newMailbox(),
 		strays:  newReaper(),
+		spawnC:  make(chan struct{}, maxSpawns),
 		procs:   make(map[uint64]*proc),
 		desired: c.Size,
 		booting: true,

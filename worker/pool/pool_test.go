@@ -184,17 +184,18 @@ func TestNotifyAndSpeaking(t *testing.T) {
 func TestNewsOfTheDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{Size: 2}).run()
-		w.do(func() { w.Ready(2) })
-		w.do(func() { w.proc(0).exit(exitStatus{code: 1}) })
+		dead, alive := w.id(0), w.id(1)
+		w.do(func() { w.Ready(alive) })
+		w.do(func() { w.at(0).exit(exitStatus{code: 1}) })
 		w.wantLog(w.text()) // not the subject
 		w.do(func() {
-			w.Spoke(1)
-			w.Ready(1)
-			w.Drained(1)
-			w.Kill(1, "late")
+			w.Spoke(dead)
+			w.Ready(dead)
+			w.Drained(dead)
+			w.Kill(dead, "late")
 			w.Ready(77)
-			w.Drained(2) // it was never asked
-			w.Ready(2)   // twice
+			w.Drained(alive) // it was never asked
+			w.Ready(alive)   // twice
 		})
 		w.wantLog("")
 		w.StopNow()
@@ -270,12 +271,14 @@ func TestContextEndIsStopNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{Size: 2}).run()
 		w.proc(0).set(true, false)
-		w.stop()
+		w.do(w.stop)
 		if err := w.end(); err != nil {
 			t.Error(err)
 		}
-		if w.proc(1).exited != true {
-			t.Error("second worker was left")
+		for n := range 2 {
+			if !w.proc(n).exited {
+				t.Errorf("process %d was left", n)
+			}
 		}
 	})
 }

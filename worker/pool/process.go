@@ -119,6 +119,12 @@ type born struct {
 // spawn makes one process. The child's ends of everything are closed when it
 // returns; the master's ends are in b, or closed after an error.
 func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err error) {
+	select {
+	case p.spawnC <- struct{}{}:
+		defer func() { <-p.spawnC }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	cfg := &p.cfg
 	if cfg.StartTimeout >= 0 {
 		// A helper that hangs in chdir or exec (a dead network file system) is
@@ -287,11 +293,8 @@ func (o *osProcess) killLocked() {
 
 func (o *osProcess) wait() exitStatus {
 	awaitExit(o.child.Pid)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.killLocked()
-	state, err := o.child.Wait()
-	o.reaped = true
+	state, err := o.reap()
+	// Not under mu: it waits for a fork under way, and the loop may be waiting in kill.
 	o.strays.forget(o.child.Pid)
 	if err != nil { // somebody else has reaped it: its end is certain, how is not
 		return exitStatus{code: -1}
@@ -301,4 +304,13 @@ func (o *osProcess) wait() exitStatus {
 		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}
 	}
 	return exitStatus{code: ws.ExitStatus()}
+}
+
+// reap kills what is left of the group and takes the leader's status.
+func (o *osProcess) reap() (*os.ProcessState, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.killLocked()
+	o.reaped = true
+	return o.child.Wait()
 }

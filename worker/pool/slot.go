@@ -33,7 +33,8 @@ type proc struct {
 	p process
 
 	state     State // starting, ready or draining
-	native    bool  // speaks on its channel
+	native    bool  // speaks on its channel, or has to
+	said      bool  // has spoken
 	wasReady  bool
 	readyAt   time.Time
 	requested bool // was asked to end
@@ -152,7 +153,7 @@ func (p *Pool) spawnFailed(s *slot, err error) {
 
 func (p *Pool) spoke(pr *proc) {
 	if p.cfg.hasChannel() {
-		pr.native = true
+		pr.native, pr.said = true, true
 		pr.timers[silentTimer] = time.Time{}
 		pr.timers[readyTimer] = time.Time{}
 	}
@@ -246,6 +247,7 @@ func (p *Pool) exited(pr *proc, status exitStatus, lastWords string) {
 		Cause:     p.cause(pr, status),
 		Uptime:    now.Sub(pr.w.Started),
 		WasReady:  pr.wasReady,
+		Spoke:     pr.said,
 		LastWords: lastWords,
 	}
 	if x.Cause == CauseKilledStuck {

@@ -1,0 +1,141 @@
+package pool
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// captured runs a stream through a capture and returns what the sink got.
+func captured(t *testing.T, stream string) (lines []Line, words string) {
+	t.Helper()
+	p := newPrinter(Output{Mode: OutputJSON, Record: func(l Line) { lines = append(lines, l) }})
+	p.start()
+	c := &capture{out: p}
+	c.read(Worker{Slot: 2}, "stdout", strings.NewReader(stream))
+	p.close()
+	return lines, string(lastBytes(c.words))
+}
+
+func TestLines(t *testing.T) {
+	long := strings.Repeat("x", maxLine)
+	tests := []struct {
+		stream string
+		want   []string // with a "+" for More
+	}{
+		{"", nil},
+		{"one\ntwo\n", []string{"one", "two"}},
+		{"\n\nhalf", []string{"", "", "half"}},
+		{"a\x00\xff\r\n", []string{"a\x00\xff\r"}},
+		{long + "yz\nnext", []string{long + "+", "yz", "next"}},
+		{long[1:] + "\nnext\n", []string{long[1:], "next"}},
+	}
+	for _, tt := range tests {
+		lines, _ := captured(t, tt.stream)
+		var got []string
+		for _, l := range lines {
+			text := string(l.Text)
+			if l.More {
+				text += "+"
+			}
+			got = append(got, text)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%.20q (-want +got):\n%s", tt.stream, diff)
+		}
+	}
+}
+
+func TestLastWordsAreBounded(t *testing.T) {
+	var stream strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&stream, "line %d\n", i)
+	}
+	_, words := captured(t, stream.String())
+	if len(words) != maxWords || !strings.HasSuffix(stream.String(), words) {
+		t.Errorf("%d bytes, ending %q", len(words), words[len(words)-20:])
+	}
+	_, words = captured(t, strings.Repeat("x", 100<<10))
+	if len(words) != maxWords {
+		t.Errorf("%d bytes of one long line", len(words))
+	}
+}
+
+func TestPrefix(t *testing.T) {
+	var b bytes.Buffer
+	p := newPrinter(Output{Mode: OutputPrefix, Writer: &b})
+	p.put(Line{Worker: Worker{Slot: 3}, Text: []byte("hello")})
+	p.put(Line{Worker: Worker{Slot: 12}, Text: []byte("long"), More: true})
+	p.lost.Add(2)
+	p.start()
+	p.close()
+	want := "[rrd] 2 lines of workers were lost, their output was not taken\n[slot 3] hello\n[slot 12] long+\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A sink that blocks costs lines, and neither the reader of a worker nor Run waits
+// for it.
+func TestBlockedSinkLosesLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		holdC := make(chan struct{})
+		var mu sync.Mutex
+		var got []Line
+		p := newPrinter(Output{Mode: OutputJSON, Record: func(l Line) {
+			<-holdC
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, l)
+		}})
+		p.start()
+		synctest.Wait()
+		c := &capture{out: p}
+		const extra = 100
+		c.read(Worker{}, "stderr", strings.NewReader(strings.Repeat("x\n", queueLines+extra)))
+		if n := p.lost.Load(); n < extra-1 || n > extra {
+			t.Errorf("%d lines lost, want about %d", n, extra)
+		}
+		began := time.Now()
+		p.close()
+		if d := time.Since(began); d != lastFlush {
+			t.Errorf("close took %v", d)
+		}
+		close(holdC)
+		<-p.doneC
+		mu.Lock()
+		defer mu.Unlock()
+		var lost uint64
+		for _, l := range got {
+			lost += l.Lost
+		}
+		if lost != p.lost.Load() || len(got) != queueLines+extra-int(lost) {
+			t.Errorf("%d lines tell of %d lost, want %d", len(got), lost, p.lost.Load())
+		}
+	})
+}
+
+// A worker that writes as fast as it can to a sink that never takes anything goes on,
+// and its end is seen.
+func TestFloodedPool(t *testing.T) {
+	r, w := io.Pipe() // never read
+	defer r.Close()
+	e := runReal(t, Config{
+		Argv:   []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; exit 9"},
+		Output: Output{Mode: OutputPrefix, Writer: w},
+	})
+	if x := recv(t, e.exitedC); x.Code != 9 || !strings.HasSuffix(x.LastWords, "19999\n") {
+		t.Errorf("%+v", x)
+	}
+	recv(t, e.runC)
+	if n := e.Snapshot().OutputLost; n < 10000 {
+		t.Errorf("%d lines lost", n)
+	}
+}
