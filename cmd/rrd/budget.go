@@ -1,0 +1,61 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"syscall"
+
+	"rrd/dispatcher"
+)
+
+// minQueue is the shortest queue that a default is shrunk to.
+const minQueue = 16
+
+// fitBudget makes sure that the master never runs out of descriptors: it lowers
+// limits that nobody asked for, and refuses those that somebody did.
+func fitBudget(c *config) error {
+	var r syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
+		return fmt.Errorf("read the limit of open files: %w", err)
+	}
+	return c.fit(int(min(uint64(r.Cur), 1<<30))) //nolint:unconvert // Cur is signed on freebsd
+}
+
+func (c *config) fit(limit int) error {
+	need := func(queue, rescue int) int {
+		return dispatcher.FDBudget(c.Policy, queue, c.Workers, c.HandoffWindow, len(c.Listen), rescue)
+	}
+	asked, queue, rescue := need(c.QueueLimit, c.RescueLimit), c.QueueLimit, c.RescueLimit
+	if asked <= limit {
+		return nil
+	}
+	if !c.explicit("rescue-limit") {
+		rescue = max(0, min(rescue, (limit-need(0, 0))/4))
+	}
+	if !c.explicit("queue-limit") {
+		queue = min(queue, limit-need(0, rescue))
+	}
+	if need(queue, rescue) > limit || queue < min(minQueue, c.QueueLimit) {
+		return fmt.Errorf("--queue-limit %d, --workers %d, --handoff-window %d, --rescue-limit %d and %d listeners need %d open files, and the limit is %d: "+
+			"raise it (ulimit -n, LimitNOFILE=) or lower one of them",
+			c.QueueLimit, c.Workers, c.HandoffWindow, c.RescueLimit, len(c.Listen), asked, limit)
+	}
+	c.Warnings = append(c.Warnings, fmt.Sprintf("the limit of %d open files does not hold the default limits: --queue-limit is %d instead of %d, --rescue-limit %d instead of %d",
+		limit, queue, c.QueueLimit, rescue, c.RescueLimit))
+	c.QueueLimit, c.RescueLimit = queue, rescue
+	return nil
+}
+
+// mayResize refuses a number of workers that the descriptors do not reach for.
+func (c *config) mayResize(_, to int) error {
+	var r syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
+		return fmt.Errorf("read the limit of open files: %w", err)
+	}
+	need := dispatcher.FDBudget(c.Policy, c.QueueLimit, to, c.HandoffWindow, len(c.Listen), c.RescueLimit)
+	if uint64(need) > uint64(r.Cur) { //nolint:unconvert // Cur is signed on freebsd
+		return fmt.Errorf("%d workers need %d open files, and the limit is %d", to, need, r.Cur)
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"os"
+	"syscall"
+	"time"
+
+	"rrd/dispatcher"
+	"rrd/handoff"
+	"rrd/worker/pool"
+)
+
+// What one room tells another, and the log. Both rooms call these from
+// goroutines of their own, one event after the other.
+
+func (m *master) dispatcherConfig() dispatcher.Config {
+	c := m.cfg
+	return dispatcher.Config{
+		Policy: c.Policy, QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0),
+		Window: c.HandoffWindow, BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0),
+		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, Log: m.log,
+		Hooks: dispatcher.Hooks{
+			Spoke:   func(id uint64) { m.pool.Spoke(id) },
+			Ready:   func(id uint64) { m.pool.Ready(id) },
+			Drained: func(id uint64) { m.pool.Drained(id) },
+			Broke: func(id uint64, reason string) {
+				m.log.Error().Str("event", "worker.broke").Uint64("worker_id", id).Str("reason", reason).
+					Msg("worker broke the protocol and is ended")
+				m.pool.Kill(id, reason)
+			},
+			Hung: func(id uint64, owed time.Duration) {
+				m.log.Error().Str("event", "worker.hung").Uint64("worker_id", id).Float64("duration_s", owed.Seconds()).
+					Msg("worker has not answered for too long and is ended")
+				m.pool.Kill(id, "hung: it owed an answer for "+owed.Round(time.Millisecond).String())
+			},
+			Opened: func(i dispatcher.ListenerInfo) { m.logListener("listener.open", i) },
+			Closed: func(i dispatcher.ListenerInfo) { m.logListener("listener.close", i) },
+			Dropped: func(name string, why dispatcher.DropReason, n uint64) {
+				m.log.Warn().Str("event", "connection.dropped").Str("listener", name).Str("reason", why.String()).
+					Uint64("connections", n).Msg("connections dropped")
+			},
+			Waiting: func(name string, n int, why string) {
+				m.log.Warn().Str("event", "connection.waiting").Str("listener", name).Int("queue", n).Str("reason", why).
+					Msg("connections wait for a worker")
+			},
+			AcceptPaused: func(name string, err error, pause time.Duration) {
+				m.log.Error().Str("event", "accept.paused").Str("listener", name).Err(err).
+					Float64("duration_s", pause.Seconds()).Msg("accepting pauses")
+			},
+			Refused: func(id uint64, network, address string, err error) {
+				m.log.Error().Str("event", "listener.refused").Uint64("worker_id", id).Str("network", network).
+					Str("address", address).Err(err).Msg("a worker did not get the listener that it asked for")
+			},
+			Ignored: func(i dispatcher.ListenerInfo) {
+				m.log.Error().Str("event", "listener.ignored").Str("listener", i.Name).Str("address", i.Address).
+					Msg("the kernel's queue is full and no worker accepts: does the program use the listeners of LISTEN_FDS?")
+			},
+		},
+	}
+}
+
+// orForever makes "off" a time that never comes.
+func orForever(d time.Duration) time.Duration {
+	if d == off {
+		return 100 * 365 * 24 * time.Hour
+	}
+	return d
+}
+
+func (m *master) logListener(event string, i dispatcher.ListenerInfo) {
+	m.log.Info().Str("event", event).Str("listener", i.Name).Str("network", i.Network).Str("address", i.Address).
+		Bool("asked", i.Asked).Bool("shared", i.Shared).Msg("listener")
+}
+
+func (m *master) poolConfig(environ []string) pool.Config {
+	c := m.cfg
+	command := c.Command
+	if c.builtIn() {
+		command = m.builtInCommand()
+	}
+	return pool.Config{
+		Size: c.Workers, Argv: command, Dir: c.Chdir, Env: environ, ExtraEnv: c.Env,
+		Credential: c.Credential, NoFile: c.WorkerNoFile, StopSignal: c.StopSignal, Protocol: m.protocol(),
+		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0,
+		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
+		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.output(),
+		Hooks: pool.Hooks{
+			Listeners: m.lend, MayResize: c.mayResize,
+			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
+			Exited: m.workerExited, SpawnFailed: m.spawnFailed,
+			Backoff: func(slot int, d time.Duration) {
+				m.log.Info().Str("event", "worker.backoff").Int("worker", slot).Float64("duration_s", d.Seconds()).
+					Msg("worker is started again after a pause")
+			},
+		},
+	}
+}
+
+// protocol spares the built-in worker what it does not need.
+func (m *master) protocol() pool.Protocol {
+	if m.cfg.builtIn() && m.cfg.WorkerProtocol == pool.ProtocolAuto {
+		return pool.ProtocolNative
+	}
+	return m.cfg.WorkerProtocol
+}
+
+func (m *master) output() pool.Output {
+	mode := m.cfg.WorkerOutput
+	if mode == "auto" {
+		mode = string(pool.OutputRaw)
+		if isTerminal(os.Stderr) {
+			mode = string(pool.OutputPrefix)
+		}
+	}
+	return pool.Output{Mode: pool.OutputMode(mode), Writer: m.stdout, Record: func(l pool.Line) {
+		e := m.log.Info().Str("event", "worker.output").Int("worker", l.Worker.Slot).Int("worker_pid", l.Worker.PID).
+			Str("stream", l.Stream).Bytes("line", l.Text)
+		if l.More {
+			e = e.Bool("more", true)
+		}
+		if l.Lost > 0 {
+			e = e.Uint64("lost", l.Lost)
+		}
+		e.Msg("output")
+	}}
+}
+
+// lend gives the listeners of a slot for one spawn; they are closed when that
+// has happened.
+func (m *master) lend(slot int) ([]pool.Inherited, error) {
+	lent, err := m.dispatcher.Lend(slot)
+	if err != nil {
+		return nil, err
+	}
+	in := make([]pool.Inherited, len(lent))
+	files := make([]*os.File, len(lent))
+	for i, l := range lent {
+		in[i] = pool.Inherited{Name: l.Name, File: l.File}
+		files[i] = l.File
+	}
+	m.mu.Lock()
+	m.lent[slot] = append(m.lent[slot], files...)
+	m.mu.Unlock()
+	return in, nil
+}
+
+func (m *master) closeLent(slot int) {
+	m.mu.Lock()
+	files := m.lent[slot]
+	delete(m.lent, slot)
+	m.mu.Unlock()
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func (m *master) workerStarted(w pool.Worker, ch *handoff.Conn) {
+	m.closeLent(w.Slot)
+	m.log.Info().Str("event", "worker.start").Int("worker", w.Slot).Int("worker_pid", w.PID).
+		Int("generation", w.Generation).Uint64("worker_id", w.ID).Msg("worker started")
+	if ch == nil {
+		return
+	}
+	err := m.dispatcher.Add(dispatcher.Worker{ID: w.ID, Slot: w.Slot, Channel: ch, Rights: m.rights()})
+	if err != nil {
+		m.log.Error().Str("event", "worker.add_failed").Int("worker", w.Slot).Err(err).Msg("worker cannot be given connections")
+		m.pool.Kill(w.ID, err.Error())
+	}
+}
+
+// rights are those of --user and --group.
+func (m *master) rights() *dispatcher.Rights {
+	c := m.cfg.Credential
+	if c == nil {
+		return nil
+	}
+	r := &dispatcher.Rights{UID: int(c.UID), GID: int(c.GID)}
+	for _, g := range c.Groups {
+		r.Groups = append(r.Groups, int(g))
+	}
+	return r
+}
+
+func (m *master) workerReady(w pool.Worker) {
+	m.log.Info().Str("event", "worker.ready").Int("worker", w.Slot).Int("worker_pid", w.PID).
+		Int("generation", w.Generation).Float64("duration_s", time.Since(w.Started).Seconds()).Msg("worker ready")
+	m.mu.Lock()
+	m.wasReady[w.Slot] = true
+	all := !m.announced && len(m.wasReady) >= m.cfg.Workers
+	m.announced = m.announced || all
+	m.mu.Unlock()
+	if all {
+		m.log.Info().Str("event", "ready").Int("workers", m.cfg.Workers).Str("policy", string(m.cfg.Policy)).
+			Float64("duration_s", time.Since(m.started).Seconds()).Msg("every worker is ready")
+	}
+}
+
+func (m *master) workerSilent(w pool.Worker) {
+	m.log.Error().Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
+		Str("reason", "under --policy rr a worker must speak to rrd: (1) a Go program uses rrd's worker library, or any language docs/protocol.md; "+
+			"(2) --policy none or reuseport for a program that takes listeners by LISTEN_FDS; (3) a Node program with --worker-protocol node").
+		Msg("worker says nothing on its channel")
+}
+
+func (m *master) workerDrain(w pool.Worker) {
+	m.log.Info().Str("event", "worker.drain").Int("worker", w.Slot).Int("worker_pid", w.PID).Msg("worker drains")
+	if err := m.dispatcher.Drain(w.ID); err != nil {
+		m.log.Error().Str("event", "worker.drain").Int("worker", w.Slot).Err(err).Msg("worker could not be told to drain")
+	}
+}
+
+func (m *master) workerExited(w pool.Worker, x pool.Exit) {
+	e := m.log.Info()
+	if !x.Requested {
+		e = m.log.Error()
+	}
+	e = e.Str("event", "worker.exit").Int("worker", w.Slot).Int("worker_pid", w.PID).Int("generation", w.Generation).
+		Bool("requested", x.Requested).Str("cause", x.Cause.String()).Float64("duration_s", x.Uptime.Seconds())
+	if x.Signal != 0 {
+		e = e.Str("signal", x.Signal.String()).Int("signal_number", int(x.Signal))
+	} else {
+		e = e.Int("exit_code", x.Code)
+	}
+	if x.Reason != "" {
+		e = e.Str("reason", x.Reason)
+	}
+	e.Msg("worker exited")
+	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: blame(x)}); err != nil {
+		m.log.Error().Str("event", "worker.exit").Int("worker", w.Slot).Err(err).Msg("what the worker left could not be taken back")
+	}
+	if m.slotIsDown(w.Slot) {
+		_ = m.dispatcher.ForgetSlot(w.Slot) // it fails only when everything ends
+	}
+}
+
+// blame says whether the death may have been a connection's doing: nobody asked
+// for it, and it was no KILL or TERM from outside.
+func blame(x pool.Exit) bool {
+	if x.Requested {
+		return false
+	}
+	outside := x.Cause == pool.CauseSignal && (x.Signal == syscall.SIGKILL || x.Signal == syscall.SIGTERM)
+	return !outside
+}
+
+func (m *master) slotIsDown(slot int) bool {
+	for _, s := range m.pool.Snapshot().Slots {
+		if s.Slot == slot {
+			return s.State == pool.StateDown
+		}
+	}
+	return true
+}
+
+func (m *master) spawnFailed(slot int, err error) {
+	m.closeLent(slot)
+	m.log.Error().Str("event", "worker.spawn_failed").Int("worker", slot).Err(err).Msg("worker could not be started")
+}
+
+func backgroundSecond() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	context.AfterFunc(ctx, cancel)
+	return ctx
+}

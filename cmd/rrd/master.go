@@ -1,0 +1,309 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/rs/zerolog/diode"
+
+	"rrd/dispatcher"
+	"rrd/metrics"
+	"rrd/worker/pool"
+)
+
+// master joins the rooms. The pool starts processes and gives their channels to
+// the dispatcher; the dispatcher tells which are ready, drained or broken; when
+// the pool has seen one dead, the dispatcher takes back what it left.
+type master struct {
+	cfg     *config
+	log     zerolog.Logger
+	logs    *metrics.LogCounter
+	stdout  io.Writer
+	started time.Time
+
+	dispatcher *dispatcher.Dispatcher
+	pool       *pool.Pool
+	listeners  []dispatcher.ListenerInfo
+	metricsAt  string
+
+	draining atomic.Bool
+
+	mu        sync.Mutex
+	lent      map[int][]*os.File // by slot: for the spawn under way
+	wasReady  map[int]bool       // slots
+	announced bool
+}
+
+// logQueue is how many messages wait for a sink that does not take them; more
+// are dropped and counted, so that a blocked pipe stops nothing.
+const logQueue = 4096
+
+// runMaster runs until everything it started has ended.
+func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
+	signals := newSignals() // first: from here on no signal ends the process untold
+	defer signals.stop()
+	activated := takeActivation(environ, os.Getpid())
+	if err := pool.CloseOnExecAll(); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	if runtime.GOMAXPROCS(0) < 2 {
+		// The loop waits in the kernel on a thread of its own; with one P it would
+		// queue behind whatever else runs when it wakes.
+		runtime.GOMAXPROCS(2)
+	}
+	if err := fitBudget(c); err != nil {
+		activated.close()
+		return fail(stderr, exitUsage, err)
+	}
+	if err := activated.claim(c.Listen); err != nil {
+		return fail(stderr, exitUsage, err)
+	}
+	counter := &metrics.LogCounter{}
+	sink := newLogSink(stderr)
+	defer sink.close()
+	m := &master{
+		cfg: c, logs: counter, stdout: stdout, started: time.Now(),
+		log:      newLogger(sink, isTerminal(stderr), environ, c, counter),
+		lent:     make(map[int][]*os.File),
+		wasReady: make(map[int]bool),
+	}
+	return m.run(environ, signals, isTerminal(stdout), stderr)
+}
+
+func (m *master) run(environ []string, signals *signals, terminal bool, stderr *os.File) int {
+	logWarnings(m.log, m.cfg)
+	m.log.Info().Str("event", "start").Int("pid", os.Getpid()).Str("policy", string(m.cfg.Policy)).
+		Str("reason", m.cfg.PolicyReason).Int("workers", m.cfg.Workers).Strs("command", m.cfg.Command).
+		Msg("starting")
+	var err error
+	if m.dispatcher, err = dispatcher.New(m.dispatcherConfig()); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	defer m.closeDispatcher()
+	if err := m.listen(); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	serveMetrics, err := m.openMetrics()
+	if err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	if m.pool, err = pool.New(m.poolConfig(environ)); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var services sync.WaitGroup
+	defer services.Wait()
+	defer cancel()
+	services.Go(func() { serveMetrics(ctx) })
+	ended := make(chan error, 1)
+	services.Go(func() { ended <- m.pool.Run(context.Background()) })
+	if terminal {
+		m.banner()
+	}
+	return m.exitCode(m.supervise(signals, ended), stderr)
+}
+
+// supervise acts on signals until the pool has ended.
+func (m *master) supervise(signals *signals, ended <-chan error) error {
+	var stopped sync.WaitGroup
+	defer stopped.Wait()
+	ctx, cutShort := context.WithCancel(context.Background())
+	defer cutShort()
+	failed := m.dispatcher.Done()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-failed:
+			failed = nil
+			m.log.Error().Str("event", "dispatcher.failed").AnErr("error", m.dispatcher.Err()).Msg("dispatching has ended: stopping")
+			m.pool.StopNow()
+		case s := <-signals.c:
+			switch s {
+			case sigStop, sigStopNow:
+				if m.draining.CompareAndSwap(false, true) {
+					m.log.Info().Str("event", "drain.start").Str("signal", s.name(signals)).Msg("draining")
+					stopped.Go(func() { m.drain(ctx) })
+					continue
+				}
+				if s == sigStopNow {
+					m.log.Warn().Str("event", "stop.now").Msg("asked again: stopping at once")
+					cutShort()
+					m.pool.StopNow()
+				}
+			default:
+				m.other(s)
+			}
+		}
+	}
+}
+
+// drain closes the listeners, waits until nothing waits for a worker, and then
+// lets the workers finish.
+func (m *master) drain(ctx context.Context) {
+	if m.cfg.DrainTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, m.cfg.DrainTimeout)
+		defer cancel()
+	}
+	if err := m.dispatcher.Shutdown(ctx); err != nil {
+		m.log.Warn().Str("event", "drain.cut").Err(err).Msg("connections were still waiting for a worker")
+	}
+	m.pool.Stop()
+}
+
+// exitCode says how the run ended, in the log and for who started us.
+func (m *master) exitCode(err error, stderr io.Writer) int {
+	code := exitOK
+	var boot *pool.BootError
+	switch {
+	case errors.As(err, &boot):
+		code = exitNotReady
+		for _, f := range boot.Failures {
+			m.log.Error().Str("event", "worker.boot_failed").Int("worker", f.Slot).Str("reason", f.String()).Msg("worker did not become ready")
+		}
+	case err != nil:
+		code = exitFailure
+	case m.dispatcher.Err() != nil:
+		err, code = m.dispatcher.Err(), exitFailure
+	}
+	var lost uint64
+	if stats, serr := m.dispatcher.Stats(context.Background()); serr == nil {
+		for _, ln := range stats.Listeners {
+			lost += uint64(ln.Queued+ln.InFlight) + ln.Dropped[dispatcher.DropShutdown]
+		}
+		for _, s := range stats.Slots {
+			lost += uint64(max(s.Active, 0))
+		}
+	}
+	m.log.Info().Str("event", "stop").Int("exit_code", code).Uint64("connections_cut", lost).
+		Float64("duration_s", time.Since(m.started).Seconds()).Msg("stopped")
+	if err != nil {
+		fail(stderr, code, err)
+		if boot != nil && boot.LastWords() != "" {
+			fmt.Fprintf(stderr, "rrd: the last words of that worker:\n%s\n", boot.LastWords())
+		}
+	}
+	return code
+}
+
+func (m *master) closeDispatcher() {
+	if err := m.dispatcher.Close(); err != nil {
+		m.log.Error().Str("event", "dispatcher.failed").Err(err).Msg("dispatching had failed")
+	}
+}
+
+// listen opens what --listen names.
+func (m *master) listen() error {
+	for _, c := range m.cfg.Listen {
+		if limit := dispatcher.Somaxconn(); c.Backlog > limit {
+			m.log.Warn().Str("event", "listener.backlog").Str("listener", c.Name).Int("backlog", c.Backlog).Int("limit", limit).
+				Msg("the kernel cuts this backlog to net.core.somaxconn")
+		}
+		info, err := m.dispatcher.Listen(c)
+		if err != nil {
+			for i := range m.cfg.Listen {
+				if f := m.cfg.Listen[i].File; f != nil {
+					_ = f.Close() // those that were not reached; closing twice is an error only
+				}
+			}
+			return err
+		}
+		m.listeners = append(m.listeners, info)
+	}
+	return nil
+}
+
+// openMetrics returns what serves the metrics until its context ends. A default
+// address that is taken is only a warning: another rrd may have it.
+func (m *master) openMetrics() (serve func(context.Context), err error) {
+	at := m.cfg.Metrics
+	if at.Network == "" {
+		return func(context.Context) {}, nil
+	}
+	ln, err := metrics.Listen(at.Network, at.Address)
+	if err != nil {
+		if m.cfg.explicit("metrics") {
+			return nil, fmt.Errorf("--metrics: %w (from %s)", err, m.cfg.origin("metrics"))
+		}
+		m.log.Warn().Str("event", "metrics.unavailable").Str("address", at.Address).Err(err).
+			Msg("going on without metrics; --metrics names another address")
+		return func(context.Context) {}, nil
+	}
+	m.metricsAt = ln.Addr().String()
+	if at.Network == "unix" {
+		m.metricsAt = "unix:" + at.Address
+	}
+	m.log.Info().Str("event", "metrics.open").Str("address", m.metricsAt).Msg("metrics")
+	server := metrics.NewServer(
+		metrics.New(metrics.Config{Source: m.snapshot, Build: buildInfo(), Logs: m.logs}),
+		metrics.ServerConfig{})
+	return func(ctx context.Context) {
+		if err := server.Serve(ctx, ln); err != nil && !errors.Is(err, net.ErrClosed) {
+			m.log.Error().Str("event", "metrics.failed").Err(err).Msg("metrics are not served any more")
+		}
+	}, nil
+}
+
+// banner tells a newcomer at a terminal what is going on.
+func (m *master) banner() {
+	what := "the built-in worker"
+	if !m.cfg.builtIn() {
+		what = fmt.Sprintf("%q", m.cfg.Command)
+	}
+	fmt.Fprintf(m.stdout, "rrd: %d workers run %s, policy %s\n", m.cfg.Workers, what, m.cfg.Policy)
+	for _, ln := range m.listeners {
+		switch {
+		case ln.Network == "unix":
+			fmt.Fprintf(m.stdout, "rrd: try  curl --unix-socket %s http://localhost/\n", ln.Address)
+		case m.cfg.builtIn():
+			fmt.Fprintf(m.stdout, "rrd: try  curl http://%s/   (again and again: the workers take turns)\n", ln.Address)
+		default:
+			fmt.Fprintf(m.stdout, "rrd: listening on %s %s\n", ln.Network, ln.Address)
+		}
+	}
+	if m.metricsAt != "" {
+		fmt.Fprintf(m.stdout, "rrd: metrics at http://%s/metrics, state at /status.json\n", m.metricsAt)
+	}
+	fmt.Fprintf(m.stdout, "rrd: Ctrl-C stops it, losing nobody; rrd --help shows the rest\n")
+}
+
+// logSink is stderr behind a bounded queue that never makes its writer wait.
+type logSink struct {
+	diode.Writer
+}
+
+func newLogSink(w io.Writer) *logSink {
+	return &logSink{diode.NewWriter(keepOpen{w}, logQueue, 0, func(missed int) {
+		fmt.Fprintf(w, "rrd: %d log messages were lost: the log was not read\n", missed)
+	})}
+}
+
+// close writes what is queued, unless nobody reads it.
+func (s *logSink) close() {
+	done := make(chan struct{})
+	go s.flush(done) // left behind after a second if the sink is blocked: the process ends
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+}
+
+func (s *logSink) flush(done chan<- struct{}) {
+	_ = s.Close()
+	close(done)
+}
+
+// keepOpen hides Close: stderr is not ours to close.
+type keepOpen struct{ io.Writer }

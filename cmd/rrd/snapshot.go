@@ -1,0 +1,105 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"rrd/dispatcher"
+	"rrd/handoff"
+	"rrd/metrics"
+	"rrd/worker/pool"
+)
+
+// snapshot puts the copies of the two rooms together for the metrics.
+func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
+	d, err := m.dispatcher.Stats(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("copy the dispatcher's counts: %w", err)
+	}
+	p := m.pool.Snapshot()
+	s := &metrics.Snapshot{
+		Time: time.Now(), Policy: string(m.cfg.Policy), PolicyReason: m.cfg.PolicyReason,
+		Draining: m.draining.Load(), QueueLimit: d.QueueLimit, Desired: p.Desired,
+		Redispatches: counts(d.Redispatches[:], dispatcher.Redispatch.String),
+		Dispatch:     histogram(&d.Dispatch), QueueWait: histogram(&d.QueueWait), HandoffAck: histogram(&d.HandoffAck),
+		WorkerStart: metrics.Histogram{Counts: p.StartDurations.Counts, Sum: p.StartDurations.Sum},
+	}
+	for i := range d.Listeners {
+		s.Listeners = append(s.Listeners, listenerCounts(&d.Listeners[i]))
+	}
+	bySlot := make(map[int]*dispatcher.SlotStats, len(d.Slots))
+	for i := range d.Slots {
+		bySlot[d.Slots[i].Slot] = &d.Slots[i]
+	}
+	for _, slot := range p.Slots {
+		s.Workers = append(s.Workers, workerCounts(slot, bySlot[slot.Slot]))
+	}
+	for _, slot := range p.Removed {
+		s.Workers = append(s.Workers, workerCounts(slot, bySlot[slot.Slot]))
+	}
+	return s, nil
+}
+
+// counts names an array's elements, leaving out the zeroes: the families know
+// which must be there.
+func counts[R ~uint8](values []uint64, name func(R) string) metrics.Counts {
+	c := make(metrics.Counts, len(values))
+	for i, n := range values {
+		if n > 0 {
+			c[name(R(i))] += n
+		}
+	}
+	return c
+}
+
+func histogram(h *dispatcher.Histogram) metrics.Histogram {
+	return metrics.Histogram{Counts: h.Buckets[:], Sum: h.Sum.Seconds()}
+}
+
+func listenerCounts(ln *dispatcher.ListenerStats) metrics.Listener {
+	out := metrics.Listener{
+		Name: ln.Name, Network: ln.Network, Address: ln.Address, Shared: ln.Shared,
+		Accepted: ln.Accepted, Acked: ln.Acked, Rescued: ln.Rescued,
+		Dropped: counts(ln.Dropped[:], dispatcher.DropReason.String),
+		Queued:  ln.Queued, InFlight: ln.InFlight,
+		AcceptErrors: counts(ln.AcceptErrors[:], dispatcher.AcceptError.String),
+		Pauses:       counts(ln.Pauses[:], dispatcher.PauseReason.String),
+		Paused:       ln.Paused,
+	}
+	if ln.KernelKnown {
+		out.KernelQueue = &metrics.KernelQueue{Length: int(ln.KernelQueue), Limit: int(ln.KernelLimit)}
+	}
+	return out
+}
+
+func workerCounts(slot pool.SlotStatus, d *dispatcher.SlotStats) metrics.Worker {
+	w := metrics.Worker{
+		Slot: slot.Slot, PID: slot.PID, Generation: slot.Generation, State: string(slot.State),
+		Started: slot.Started, Backoff: slot.Backoff,
+		Starts: make(metrics.Counts, len(slot.Starts)), Exits: make(metrics.Counts, len(slot.Exits)),
+	}
+	for why, n := range slot.Starts {
+		w.Starts[why.String()] = n
+	}
+	for why, n := range slot.Exits {
+		w.Exits[why.String()] = n
+	}
+	if d == nil {
+		return w
+	}
+	w.Handoffs, w.Acks, w.InFlight = d.Handoffs, d.Acks, d.InFlight
+	w.Rejections = make(metrics.Counts, len(d.Rejects))
+	for why := handoff.ReasonBusy; why <= handoff.ReasonOther; why++ {
+		w.Rejections[why.String()] += d.Rejects[why]
+	}
+	w.Failures = counts(d.Failures[:], dispatcher.Failure.String)
+	w.ProtocolErrors = metrics.Counts{"violation": d.ProtocolErrors}
+	if d.Reported {
+		active := int(d.Active)
+		w.Active = &active
+	}
+	return w
+}
