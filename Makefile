@@ -21,10 +21,9 @@ help: ## this list
 build: ## the programs, static, into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
-# The plain run is the short one, for the allocation tests that a race build cannot make; the race run is the full one.
-test: setup format vet windows lint build ## all of what CI runs: setup, format, vet, lint, unit, race, fuzz, e2e
-	@$(MAKE) --no-print-directory unit UNITFLAGS=-short
-	@$(MAKE) --no-print-directory race bench-once fuzz-short e2e
+# The plain unit run is the short one here, for the allocation tests that a race build cannot make; the race run is the full one.
+test: UNITFLAGS = -short
+test: setup format vet windows lint build unit race bench-once fuzz-short e2e ## all of what CI runs: from setup to e2e, as listed here
 
 setup: ## install what the tests need (Debian, as root), or say what is missing
 	@.ci/setup gcc libc6-dev strace curl
