@@ -260,6 +260,23 @@ func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
 	}
 }
 
+func TestRemovedSlotKeepsItsCounters(t *testing.T) {
+	e := New(Config{Source: fixed(&Snapshot{Workers: []Worker{{Slot: 0, State: "ready"}, {Slot: 1, Handoffs: 9}}})})
+	got := samples(t, e.Registry())
+	if got[`rrd_handoffs_total{worker="1"}`] != 9 {
+		t.Error("the counter is gone")
+	}
+	slots := 0.0
+	for name, n := range got {
+		if strings.HasPrefix(name, "rrd_workers{") {
+			slots += n
+		}
+	}
+	if slots != 1 {
+		t.Errorf("the states add up to %v slots, want 1", slots)
+	}
+}
+
 func TestLabelsThatAreNoUTF8(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{
 		Listeners: []Listener{{Name: "unix:/\xff\n\""}},
@@ -323,7 +340,9 @@ func TestSourceHasOneSecond(t *testing.T) {
 		}
 		return &Snapshot{}, nil
 	}})
-	e.snapshot(t.Context())
+	if _, err := e.snapshot(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestLaw(t *testing.T) {

@@ -128,7 +128,9 @@ func (e emitter) master(s *Snapshot) {
 
 	states := make(Counts, len(WorkerStates))
 	for i := range s.Workers {
-		states[s.Workers[i].State]++
+		if state := s.Workers[i].State; state != "" {
+			states[state]++
+		}
 	}
 	for _, state := range WorkerStates {
 		e.gauge(descWorkers, float64(states[state]), state)

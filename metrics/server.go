@@ -107,8 +107,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if srv.Shutdown(stop) != nil {
 		srv.Close()
 	}
-	<-doneC
-	return nil
+	return <-doneC
 }
 
 func (s *Server) serve(srv *http.Server, ln net.Listener, doneC chan<- error) {

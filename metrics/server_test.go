@@ -252,7 +252,9 @@ func TestListenReplacesStaleSocketsOnly(t *testing.T) {
 		ln.Close()
 	}
 	file := filepath.Join(dir, "file")
-	os.WriteFile(file, []byte("precious"), 0o600)
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Listen("unix", file); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("on a file: %v", err)
 	}
@@ -275,7 +277,9 @@ func TestHostileRequests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		io.WriteString(conn, c.send)
+		if _, err := io.WriteString(conn, c.send); err != nil {
+			t.Fatal(err)
+		}
 		line, _ := bufio.NewReader(conn).ReadString('\n')
 		if !strings.HasPrefix(line, c.want) {
 			t.Errorf("%s: %q, want %s", c.name, line, c.want)
@@ -304,14 +308,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	var clients, served []net.Conn
+	var served []net.Conn
 	for range 3 {
 		c, err := net.Dial("tcp", inner.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		clients = append(clients, c)
 	}
 	served = append(served, <-accepted, <-accepted)
 	select {

@@ -43,7 +43,8 @@ type Snapshot struct {
 
 	Listeners []Listener `json:"listeners"`
 	// Workers has one entry per slot, in order of slots: the newest process of
-	// the slot, or its emptiness.
+	// the slot, or its emptiness. Slots that were removed stay for their
+	// counters, with an empty State.
 	Workers []Worker `json:"workers"`
 	// Redispatches counts by reason, see RedispatchReasons.
 	Redispatches Counts `json:"redispatches,omitempty"`
@@ -119,7 +120,7 @@ type Worker struct {
 	Slot       int       `json:"slot"`
 	PID        int       `json:"pid,omitempty"` // 0: no process
 	Generation int       `json:"generation,omitempty"`
-	State      string    `json:"state"` // see WorkerStates
+	State      string    `json:"state,omitempty"` // see WorkerStates
 	Started    time.Time `json:"started,omitzero"`
 
 	Handoffs   uint64 `json:"handoffs"`
