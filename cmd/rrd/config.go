@@ -1,0 +1,278 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"rrd/dispatcher"
+	"rrd/worker/pool"
+)
+
+// off is the value of a duration that was switched off.
+const off = pool.NoTimeout
+
+// action is what the command line asks for.
+type action int
+
+const (
+	actionRun action = iota
+	actionCheck
+	actionVersion
+	actionHelp
+)
+
+// config is the result of command line, environment, file and defaults. Every
+// duration is above zero, or off where that is allowed.
+type config struct {
+	// Command is what to run; empty means the built-in worker.
+	Command []string
+
+	Listen []dispatcher.ListenerConfig
+	// Policy is never auto. PolicyReason says why it was chosen if it was auto.
+	Policy       dispatcher.Policy
+	PolicyReason string
+	Workers      int
+
+	QueueLimit    int
+	QueueTimeout  time.Duration
+	HandoffWindow int
+	BusyAfter     time.Duration
+	HangTimeout   time.Duration
+	RescueLimit   int
+
+	WorkerProtocol pool.Protocol
+	StartTimeout   time.Duration
+	ReadyAfter     time.Duration
+	DrainTimeout   time.Duration
+	StopTimeout    time.Duration
+	StopSignal     syscall.Signal
+	RespawnMin     time.Duration
+	RespawnMax     time.Duration
+	Restart        pool.RestartPolicy
+	Credential     *pool.Credential // nil: the master's
+	WorkerNoFile   uint64           // 0: the limit that the master was started with
+	Chdir          string
+	Env            []string // of --env-file, then of --env
+
+	// WorkerOutput, Control and LogFormat may be "auto": what that means
+	// depends on the terminal and the machine, not on the configuration.
+	WorkerOutput string
+	Control      string
+	Metrics      endpoint
+	LogLevel     zerolog.Level
+	LogFormat    string
+
+	// Warnings are to be logged once, each is one line.
+	Warnings []string
+
+	settings map[string]setValue
+	user     *account
+	group    *int
+	envFile  []string
+	env      []string
+}
+
+// endpoint is where to listen for HTTP; an empty Network means not at all.
+type endpoint struct{ Network, Address string }
+
+// setValue is a setting as it was written, and where.
+type setValue struct {
+	values []string
+	origin string // "flag", "RRD_X", "FILE:LINE" or "default"
+}
+
+const (
+	fromFlag    = "flag"
+	fromDefault = "default"
+)
+
+// origin says where the value of a setting ("workers") came from.
+func (c *config) origin(name string) string { return c.settings[name].origin }
+
+// explicit says whether somebody asked for the value of a setting.
+func (c *config) explicit(name string) bool { return c.origin(name) != fromDefault }
+
+// builtIn says whether the workers are rrd's own.
+func (c *config) builtIn() bool { return len(c.Command) == 0 }
+
+// host is what parsing asks of the machine, so that tests can answer instead.
+type host struct {
+	readFile func(path string) ([]byte, error)
+	account  func(nameOrID string) (account, error)
+	group    func(nameOrID string) (int, error)
+	// passDescriptors is nil if this system passes descriptors between
+	// processes, else it says what is in the way.
+	passDescriptors func() error
+	maxProcs        int // GOMAXPROCS, which follows the CPU quota of a container
+	euid            int
+}
+
+func thisHost() *host {
+	return &host{
+		readFile: readConfigFile, account: lookupAccount, group: lookupGroup,
+		passDescriptors: probePassing, maxProcs: runtime.GOMAXPROCS(0), euid: os.Geteuid(),
+	}
+}
+
+// parseConfig works out what args (without the program's name) and environ ask
+// for. It reads the files they name, and looks up users and groups; it changes
+// nothing and opens no descriptor, so that a reload can call it again with the
+// same arguments to read the file once more. Every error is one line for a
+// person, without "rrd: ", and means exit code 2. The config is valid for
+// actionRun and actionCheck only.
+func parseConfig(args, environ []string) (*config, action, error) {
+	return thisHost().parseConfig(args, environ)
+}
+
+func (h *host) parseConfig(args, environ []string) (*config, action, error) {
+	line, err := parseFlags(args)
+	if err != nil {
+		return nil, actionRun, err
+	}
+	if line.action == actionHelp || line.action == actionVersion {
+		return nil, line.action, nil
+	}
+	c := &config{settings: map[string]setValue{}, Command: line.command}
+
+	env, warnings := readEnvironment(environ)
+	c.Warnings = append(c.Warnings, warnings...)
+	file := map[string]setValue{}
+	if from, ok := first("config", line.values, env); ok {
+		c.settings["config"] = from
+		var command []string
+		if file, command, err = h.readFileSettings(from); err != nil {
+			return nil, line.action, err
+		}
+		if !line.dash {
+			c.Command = command
+		}
+	}
+	for i := range settings {
+		s := &settings[i]
+		if s.name == "config" {
+			continue
+		}
+		v, ok := first(s.name, line.values, env, file)
+		if !ok {
+			v = setValue{values: s.def, origin: fromDefault}
+		}
+		c.settings[s.name] = v
+		if len(v.values) == 0 {
+			continue // a list that nobody filled; finish knows
+		}
+		if err := s.apply(h, c, v.values); err != nil {
+			return nil, line.action, located(s.name, v.origin, err)
+		}
+	}
+	return c, line.action, c.finish(h)
+}
+
+// first returns the value of name from the first source that has one.
+func first(name string, sources ...map[string]setValue) (setValue, bool) {
+	for _, s := range sources {
+		if v, ok := s[name]; ok {
+			return v, true
+		}
+	}
+	return setValue{}, false
+}
+
+// finish settles what takes more than one setting.
+func (c *config) finish(h *host) error {
+	if c.Policy == "" {
+		c.Policy, c.PolicyReason = dispatcher.SchedRR, "auto: descriptors can be passed on this system"
+		if err := h.passDescriptors(); err != nil {
+			c.Policy, c.PolicyReason = dispatcher.SchedNone, fmt.Sprintf("auto: descriptors cannot be passed on this system (%v)", err)
+		}
+	}
+	if c.Policy == dispatcher.SchedReuseport && runtime.GOOS == "darwin" {
+		c.Warnings = append(c.Warnings, "--policy reuseport: this system does not balance connections over SO_REUSEPORT; one worker will get most of them")
+	}
+	if c.WorkerProtocol == pool.ProtocolListenFDs && c.Policy == dispatcher.SchedRR {
+		return c.bad("worker-protocol", "listen-fds", "needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport")
+	}
+	if c.WorkerProtocol == pool.ProtocolNode && c.builtIn() {
+		return c.bad("worker-protocol", "node", "needs a command: put -- node PROGRAM at the end")
+	}
+	if len(c.Listen) == 0 && c.builtIn() {
+		const builtInAddress = "127.0.0.1:8080"
+		ln, err := parseListen(h, builtInAddress)
+		if err != nil {
+			return err
+		}
+		c.Listen = []dispatcher.ListenerConfig{ln}
+		c.settings["listen"] = setValue{[]string{builtInAddress}, fromDefault}
+	}
+	if c.RespawnMin > c.RespawnMax {
+		if c.explicit("respawn-max") {
+			return c.bad("respawn-max", c.RespawnMax.String(), fmt.Sprintf("is below --respawn-min %v (from %s): raise it or lower that", c.RespawnMin, c.origin("respawn-min")))
+		}
+		c.RespawnMax = c.RespawnMin
+	}
+	c.Env = append(c.envFile, c.env...)
+	return c.identity(h)
+}
+
+// identity settles who the workers run as.
+func (c *config) identity(h *host) error {
+	if c.user == nil && c.group == nil {
+		return nil
+	}
+	uid, gid := h.euid, os.Getegid()
+	if c.user != nil {
+		uid, gid = c.user.uid, c.user.gid
+	}
+	if c.group != nil {
+		gid = *c.group
+	}
+	option := "user"
+	if c.user == nil {
+		option = "group"
+	}
+	value := c.settings[option].values[len(c.settings[option].values)-1]
+	if gid < 0 {
+		return c.bad("user", value, "is in no user database, so its group is unknown: add --group")
+	}
+	if h.euid != 0 && (uid != h.euid || gid != os.Getegid()) {
+		return c.bad(option, value, fmt.Sprintf("needs rrd to be started as root, and it runs as uid %d", h.euid))
+	}
+	c.Credential = &pool.Credential{UID: uint32(uid), GID: uint32(gid)}
+	return nil
+}
+
+// bad is an error about the value of a setting that is only wrong beside others.
+func (c *config) bad(name, value, problem string) error {
+	return located(name, c.origin(name), badValue(value, "%s", problem))
+}
+
+// valueError says what is wrong with one value.
+type valueError struct{ value, problem string }
+
+func (e *valueError) Error() string { return fmt.Sprintf("%q %s", e.value, e.problem) }
+
+func badValue(value, problem string, args ...any) error {
+	return &valueError{value, fmt.Sprintf(problem, args...)}
+}
+
+// located adds the option and the origin to what is wrong with a value.
+func located(name, origin string, err error) error {
+	return fmt.Errorf("--%s: %w (from %s)", name, err, origin)
+}
+
+// absolute makes a path that the user wrote independent of later changes of the
+// directory.
+func absolute(path string) (string, error) {
+	if strings.ContainsRune(path, 0) {
+		return "", badValue(path, "contains a NUL byte")
+	}
+	return filepath.Abs(path)
+}

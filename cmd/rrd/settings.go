@@ -1,0 +1,175 @@
+//go:build unix
+
+package main
+
+import (
+	"strconv"
+	"time"
+
+	"rrd/dispatcher"
+	"rrd/worker/pool"
+)
+
+// setting is one flag that is also RRD_<NAME> and a key of the file, all with
+// the same syntax and the same default.
+type setting struct {
+	name  string
+	short string
+	// list settings may be given several times; the most important source that
+	// has any gives all of them.
+	list bool
+	// noEnv settings have no RRD_<NAME>.
+	noEnv bool
+	def   []string
+	// apply sets the field of c. Its errors are those of badValue.
+	apply func(h *host, c *config, values []string) error
+}
+
+// policyAuto is not a dispatcher.Policy: the choice is made here.
+const policyAuto = "auto"
+
+const (
+	maxQueue  = 1 << 20
+	maxWindow = 1024
+	maxNoFile = 1 << 30
+)
+
+// settings is every setting, in the order of the help text.
+var settings = []setting{
+	{name: "listen", short: "l", list: true, apply: applyListen},
+	{name: "policy", short: "p", def: one(policyAuto), apply: applyPolicy},
+	{name: "workers", short: "w", def: one("auto"), apply: applyWorkers},
+	{name: "worker-protocol", def: one("auto"), apply: single(func(_ *host, c *config, v string) error {
+		return choice(&c.WorkerProtocol, v, pool.Protocols())
+	})},
+
+	{name: "queue-limit", def: one("4096"), apply: number(1, maxQueue, func(c *config) *int { return &c.QueueLimit })},
+	{name: "queue-timeout", def: one("off"), apply: timeout(func(c *config) *time.Duration { return &c.QueueTimeout })},
+	{name: "handoff-window", def: one("4"), apply: number(1, maxWindow, func(c *config) *int { return &c.HandoffWindow })},
+	{name: "busy-after", def: one("50ms"), apply: timeout(func(c *config) *time.Duration { return &c.BusyAfter })},
+	{name: "hang-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.HangTimeout })},
+	{name: "rescue-limit", def: one("1024"), apply: number(0, maxQueue, func(c *config) *int { return &c.RescueLimit })},
+
+	{name: "start-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.StartTimeout })},
+	{name: "ready-after", def: one("1s"), apply: timeout(func(c *config) *time.Duration { return &c.ReadyAfter })},
+	{name: "drain-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.DrainTimeout })},
+	{name: "stop-timeout", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.StopTimeout })},
+	{name: "stop-signal", def: one("TERM"), apply: single(func(_ *host, c *config, v string) (err error) {
+		c.StopSignal, err = parseSignal(v)
+		return err
+	})},
+	{name: "restart", def: one("always"), apply: single(func(_ *host, c *config, v string) error {
+		return choice(&c.Restart, v, pool.RestartPolicies())
+	})},
+	{name: "respawn-min", def: one("1s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMin })},
+	{name: "respawn-max", def: one("30s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMax })},
+
+	{name: "user", apply: single(applyUser)},
+	{name: "group", apply: single(applyGroup)},
+	{name: "worker-nofile", apply: single(func(_ *host, c *config, v string) error {
+		n, err := parseNumber(v, 1, maxNoFile, "")
+		c.WorkerNoFile = uint64(n)
+		return err
+	})},
+	{name: "chdir", apply: single(func(_ *host, c *config, v string) (err error) {
+		if v == "" {
+			return badValue(v, "is no directory: name one")
+		}
+		c.Chdir, err = absolute(v)
+		return err
+	})},
+	{name: "env", list: true, noEnv: true, apply: applyEnv},
+	{name: "env-file", apply: single(applyEnvFile)},
+	{name: "worker-output", def: one("auto"), apply: single(func(_ *host, c *config, v string) error {
+		return choice(&c.WorkerOutput, v, []string{"auto", "raw", "prefix", "json"})
+	})},
+
+	{name: "config", apply: nil}, // read before all others
+	{name: "control", def: one("auto"), apply: single(applyControl)},
+	{name: "metrics", def: one("127.0.0.1:9746"), apply: single(applyMetrics)},
+	{name: "log-level", def: one("info"), apply: single(applyLogLevel)},
+	{name: "log-format", def: one("auto"), apply: single(func(_ *host, c *config, v string) error {
+		return choice(&c.LogFormat, v, []string{"auto", "console", "json"})
+	})},
+}
+
+func findSetting(name string) *setting {
+	for i := range settings {
+		if settings[i].name == name {
+			return &settings[i]
+		}
+	}
+	return nil
+}
+
+func one(v string) []string { return []string{v} }
+
+// single is a setting of one value; of several the last one counts, as with
+// most programs.
+func single(f func(h *host, c *config, v string) error) func(*host, *config, []string) error {
+	return func(h *host, c *config, values []string) error { return f(h, c, values[len(values)-1]) }
+}
+
+func number(low, high int, field func(*config) *int) func(*host, *config, []string) error {
+	return single(func(_ *host, c *config, v string) (err error) {
+		*field(c), err = parseNumber(v, low, high, "")
+		return err
+	})
+}
+
+func duration(field func(*config) *time.Duration) func(*host, *config, []string) error {
+	return single(func(_ *host, c *config, v string) (err error) {
+		*field(c), err = parseDuration(v)
+		return err
+	})
+}
+
+// timeout is a duration that may be switched off.
+func timeout(field func(*config) *time.Duration) func(*host, *config, []string) error {
+	return single(func(_ *host, c *config, v string) (err error) {
+		if *field(c) = off; v == "off" {
+			return nil
+		}
+		*field(c), err = parseDurationOr(v, " or off")
+		return err
+	})
+}
+
+func applyPolicy(_ *host, c *config, values []string) error {
+	v := values[len(values)-1]
+	if v == policyAuto {
+		return nil // finish chooses
+	}
+	return choice(&c.Policy, v, append([]dispatcher.Policy{policyAuto}, dispatcher.Policies()...))
+}
+
+func applyWorkers(h *host, c *config, values []string) (err error) {
+	v := values[len(values)-1]
+	if v == "auto" {
+		c.Workers = min(max(h.maxProcs, 1), pool.MaxSize)
+		return nil
+	}
+	c.Workers, err = parseNumber(v, 1, pool.MaxSize, " or auto")
+	return err
+}
+
+func applyControl(_ *host, c *config, v string) (err error) {
+	switch c.Control = v; v {
+	case "auto", "off":
+		return nil
+	}
+	c.Control, err = parseSocketPath(v, "auto or off")
+	return err
+}
+
+func applyMetrics(_ *host, c *config, v string) (err error) {
+	if v == "off" {
+		c.Metrics = endpoint{}
+		return nil
+	}
+	c.Metrics, err = parseEndpoint(v)
+	return err
+}
+
+// quoted is v as TOML and as people read it.
+func quoted(v string) string { return strconv.Quote(v) }
