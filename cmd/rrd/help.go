@@ -1,0 +1,52 @@
+//go:build unix
+
+package main
+
+// helpText is --help: every flag, by what one wants to do, on one screen. A test
+// compares it with the flags and their defaults.
+const helpText = `rrd starts N workers and gives each new connection to the one free the longest.
+
+Usage: rrd [flags] -- COMMAND [ARG...]   serve with workers that run COMMAND
+       rrd [flags]                       serve with the built-in HTTP worker
+
+Connections                                              (default)
+  -l, --listen [NAME=]ADDR[,opt=v]   repeatable; :80, 127.0.0.1:80, [::1]:80,
+                           unix:/path, fd:N, fd:NAME, udp://:53; opt is
+                           backlog, or for unix: mode, owner, group
+  -p, --policy P           rr, none, reuseport, auto     (auto)
+      --queue-limit N      connections that may wait     (4096)
+      --queue-timeout D    drop what waited longer       (off)
+      --handoff-window N   answers a worker may owe      (4)
+      --busy-after D       no more for one so late       (50ms)
+      --hang-timeout D     kill one so late              (30s)
+      --rescue-limit N     kept copies for rescue        (1024)
+Workers
+  -w, --workers N          1 to 1024, or one per CPU     (auto)
+      --worker-protocol P  rrd, node, listen-fds, auto   (auto)
+      --start-timeout D    from spawn to ready           (30s)
+      --ready-after D      ready without a word          (1s)
+      --drain-timeout D    to finish what is open        (30s)
+      --stop-timeout D     from TERM to KILL             (5s)
+      --stop-signal S      for listen-fds workers        (TERM)
+      --restart R          always, on-failure, never     (always)
+      --respawn-min D, --respawn-max D   backoff         (1s, 30s)
+      --user U, --group G  whom they run as, by name or number
+      --worker-nofile N    their limit of descriptors
+      --chdir DIR          where they run
+      --env K=V            repeatable; --env-file F has lines of K=V
+      --worker-output O    raw, prefix, json, auto       (auto)
+Watching
+      --metrics ADDR       HTTP, also unix:/path, or off (127.0.0.1:9746)
+      --control PATH       socket for rrdctl, or off     (auto)
+      --log-level L        debug, info, warn, error      (info)
+      --log-format F       console, json, auto           (auto)
+This program
+      --config FILE        TOML; keys as the flags, and command = [...]
+      --check              try everything, say where it is from; exit 0 or 2
+      --version, --help    (-h)
+
+D is like 500ms, 5s or 1m30s; timeouts also accept off. {slot} and {generation}
+are replaced in COMMAND and in values of --env. A flag beats RRD_<FLAG>, which
+beats FILE. Exit codes: 0 stopped as asked, 1 runtime failure, 2 usage, 3 no
+worker became ready.
+`

@@ -1,0 +1,105 @@
+//go:build unix
+
+package main
+
+import (
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"rrd/metrics"
+)
+
+// logTime is RFC 3339 with microseconds; times are UTC.
+const logTime = "2006-01-02T15:04:05.000000Z07:00"
+
+// logLevels are the values of --log-level.
+var logLevels = []string{"debug", "info", "warn", "error"}
+
+func applyLogLevel(_ *host, c *config, v string) (err error) {
+	var name string
+	if err = choice(&name, v, logLevels); err != nil {
+		return err
+	}
+	c.LogLevel, err = zerolog.ParseLevel(name)
+	return err
+}
+
+// newLogger returns the logger of the whole program. It writes to w, which is
+// stderr, one write a message. Every message that is written is counted in
+// counter.
+//
+// Messages are constant text; whatever came from outside is a field, because
+// only fields are escaped on a console.
+func newLogger(w io.Writer, terminal bool, environ []string, c *config, counter *metrics.LogCounter) zerolog.Logger {
+	zerolog.TimeFieldFormat = logTime
+	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
+	zerolog.DurationFieldUnit = time.Second // fields are named duration_s
+	format := c.LogFormat
+	if format == "auto" {
+		format = "json"
+		if terminal {
+			format = "console"
+		}
+	}
+	if format == "console" {
+		w = zerolog.ConsoleWriter{
+			Out: w, NoColor: !terminal || !wantsColor(environ),
+			TimeFormat: logTime, TimeLocation: time.UTC, FormatMessage: consoleMessage,
+		}
+	}
+	return zerolog.New(w).Level(c.LogLevel).Hook(countHook{counter}).With().Timestamp().Logger()
+}
+
+// countHook counts messages that pass the level.
+type countHook struct{ counter *metrics.LogCounter }
+
+func (h countHook) Run(_ *zerolog.Event, level zerolog.Level, _ string) {
+	if h.counter != nil {
+		h.counter.Inc(level.String())
+	}
+}
+
+// consoleMessage escapes a message, which ConsoleWriter itself writes raw: the
+// second net under the rule that messages are constants.
+func consoleMessage(v any) string {
+	s, _ := v.(string)
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// wantsColor follows https://no-color.org and the terminals that have none.
+func wantsColor(environ []string) bool {
+	return !slices.ContainsFunc(environ, func(kv string) bool {
+		name, value, _ := strings.Cut(kv, "=")
+		return name == "NO_COLOR" && value != "" || kv == "TERM=dumb"
+	})
+}
+
+// isTerminal says whether a person sees what is written to f.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && !isNull(info)
+}
+
+// isNull says whether info is of /dev/null, a character device that is no
+// terminal.
+func isNull(info os.FileInfo) bool {
+	null, err := os.Stat(os.DevNull)
+	return err == nil && os.SameFile(info, null)
+}
+
+// logWarnings says what was odd about the configuration.
+func logWarnings(log zerolog.Logger, c *config) {
+	for _, w := range c.Warnings {
+		log.Warn().Str("event", "config.warning").Str("reason", w).Msg("configuration")
+	}
+}
