@@ -3,8 +3,6 @@ package dispatcher
 import (
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Accepting pauses when the process, the system or the kernel's memory has no
@@ -29,7 +27,7 @@ func (l *loop) acceptFrom(ln *listener) bool {
 		}
 		d, errno := accept(fd)
 		if errno != 0 {
-			if errno == unix.EAGAIN || errno == unix.EINVAL && ln.closing {
+			if errno == syscall.EAGAIN || errno == syscall.EINVAL && ln.closing {
 				return false // EINVAL: a unix listener that was shut down, and is empty
 			}
 			if l.acceptFailed(ln, errno) {
@@ -53,15 +51,15 @@ func (l *loop) acceptFrom(ln *listener) bool {
 func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) bool {
 	class := AcceptOther
 	switch errno {
-	case unix.EMFILE:
+	case syscall.EMFILE:
 		class = AcceptEMFILE
-	case unix.ENFILE:
+	case syscall.ENFILE:
 		class = AcceptENFILE
-	case unix.ENOBUFS:
+	case syscall.ENOBUFS:
 		class = AcceptNobufs
-	case unix.ENOMEM:
+	case syscall.ENOMEM:
 		class = AcceptNomem
-	case unix.ECONNABORTED, unix.EPROTO, unix.EINTR:
+	case syscall.ECONNABORTED, syscall.EPROTO, syscall.EINTR:
 		class = AcceptAborted
 	}
 	ln.stats.AcceptErrors[class]++

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"rrd/handoff"
 )
 
@@ -48,11 +46,11 @@ func (l *loop) listenAsked(k *link, f *handoff.Frame) {
 	}
 	network, address, ok := bytes.Cut(f.Payload, []byte{0})
 	if !ok || !knownNetwork(string(network)) {
-		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("unknown network %q: %w", network, unix.EINVAL))
+		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("unknown network %q: %w", network, syscall.EINVAL))
 		return
 	}
 	if l.draining || k.state == handoff.Draining {
-		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("this worker is being stopped: %w", unix.ECANCELED))
+		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("this worker is being stopped: %w", syscall.ECANCELED))
 		return
 	}
 	if l.cfg.Configured {
@@ -104,10 +102,10 @@ func (l *loop) resolve(network, address string) (*listener, error) {
 		names[i] = ln.conf.Name
 	}
 	if len(same) == 0 {
-		return nil, fmt.Errorf("no --listen of rrd is for %s: %w", family, unix.EADDRNOTAVAIL)
+		return nil, fmt.Errorf("no --listen of rrd is for %s: %w", family, syscall.EADDRNOTAVAIL)
 	}
 	return nil, fmt.Errorf("%s is none of rrd's --listen addresses (%s); ask for one of them: %w",
-		address, strings.Join(names, ", "), unix.EADDRNOTAVAIL)
+		address, strings.Join(names, ", "), syscall.EADDRNOTAVAIL)
 }
 
 // addressKey makes addresses comparable: ":80" and "[::]:80" are one under
@@ -145,7 +143,7 @@ func (l *loop) join(k *link, seq uint64, ln *listener) {
 			f.Flags |= handoff.ListeningPacket
 		}
 		if share = ln.lendTo(k.slot); !share.Valid() {
-			l.refuse(k, seq, ln.network, ln.addr, fmt.Errorf("no socket for slot %d: %w", k.slot, unix.EADDRNOTAVAIL))
+			l.refuse(k, seq, ln.network, ln.addr, fmt.Errorf("no socket for slot %d: %w", k.slot, syscall.EADDRNOTAVAIL))
 			return
 		}
 	} else {
@@ -183,7 +181,7 @@ func (l *loop) ask(k *link, seq uint64, network, address string, backlog int) {
 	if a.ln != nil && !a.closing && (!a.ln.shared || a.ln.lendTo(k.slot).Valid()) {
 		if larger {
 			for _, s := range a.ln.sockets() {
-				_ = unix.Listen(s.fd.Num(), backlog) // again on a listening socket: changes the backlog
+				setBacklog(s.fd, backlog)
 			}
 		}
 		l.join(k, seq, a.ln)
@@ -223,7 +221,7 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 			uid = r.UID
 		}
 		if ap, err := parseInet(address); err == nil && uid != 0 && ap.Port() > 0 && ap.Port() < 1024 {
-			return nil, fmt.Errorf("port %d is below 1024 and this worker is not root: %w", ap.Port(), unix.EACCES)
+			return nil, fmt.Errorf("port %d is below 1024 and this worker is not root: %w", ap.Port(), syscall.EACCES)
 		}
 		return bindSocket(network, address, o)
 	}

@@ -3,8 +3,6 @@ package dispatcher
 import (
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // goneAfter is how long a connection waits before it is worth a look whether
@@ -185,8 +183,7 @@ func (l *loop) dropIfGone(id listenerID) bool {
 		if l.now-s.accepted <= goneAfter {
 			return true
 		}
-		p := []unix.PollFd{{Fd: int32(s.fd.Num())}}
-		if n, err := unix.Poll(p, 0); err != nil || n == 0 || p[0].Revents&unix.POLLERR == 0 {
+		if !isReset(s.fd) {
 			return true
 		}
 		l.drop(c, DropClientGone)

@@ -5,8 +5,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"rrd/handoff"
 )
 
@@ -112,12 +110,11 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 	}
 	p := parcel{frame: f}
 	if share.Valid() {
-		dup, err := unix.FcntlInt(uintptr(share.Num()), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
+		var err error
+		if p.share, err = share.Dup(); err != nil {
 			l.broke(k, "no descriptor left to answer with")
 			return
 		}
-		p.share = handoff.Own(dup)
 	}
 	k.unsent = append(k.unsent, p)
 	l.setFull(k, true)
@@ -151,7 +148,7 @@ func (l *loop) setFull(k *link, full bool) {
 
 func canRetry(err error) bool {
 	switch err { //nolint:errorlint // the channel's errors are bare errnos
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.ETOOMANYREFS, unix.EINTR:
+	case syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.ETOOMANYREFS, syscall.EINTR:
 		return true
 	}
 	return false
@@ -166,13 +163,13 @@ func (l *loop) cannotSend(k *link, err error, n int) {
 	errno, _ := err.(syscall.Errno) //nolint:errorlint // as above
 	fail := FailOther
 	switch errno {
-	case unix.EAGAIN:
+	case syscall.EAGAIN:
 		fail = FailWouldBlock
 		l.setFull(k, true)
-	case unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM, unix.EINTR:
+	case syscall.ETOOMANYREFS, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR:
 		fail = FailTooManyRefs
 		l.refsUntil = l.now + refsPause
-	case unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN:
+	case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN:
 		// It is going: its exit is under way, and Remove will judge.
 		fail = FailPeerClosed
 		l.silence(k)
@@ -318,7 +315,7 @@ func (l *loop) lastAnswers(k *link) {
 		if err == io.EOF || isAgain(err) { //nolint:errorlint // Receive returns it bare
 			return
 		}
-		if errno, ok := err.(syscall.Errno); ok && errno != unix.ECONNRESET { //nolint:errorlint // as above
+		if errno, ok := err.(syscall.Errno); ok && errno != syscall.ECONNRESET { //nolint:errorlint // as above
 			return
 		}
 		for err == nil {
@@ -333,7 +330,7 @@ func (l *loop) lastAnswers(k *link) {
 	}
 }
 
-func isAgain(err error) bool { return err == unix.EAGAIN } //nolint:errorlint // bare
+func isAgain(err error) bool { return err == syscall.EAGAIN } //nolint:errorlint // bare
 
 // ping asks for a sign of life; whatever the worker says next is one.
 func (l *loop) ping(k *link) {

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"rrd/handoff"
 )
 
@@ -38,7 +36,6 @@ type listener struct {
 	looking   bool  // a look is under way
 	shaking   bool  // the last look found some, or there was none yet
 	dropQueue bool  // nobody is left to serve what waits
-	busyCheck int64 // shared: when to look whether anybody accepts
 }
 
 // nameStats are the counts of a listener's name; they outlive the listener.
@@ -152,7 +149,7 @@ func (l *loop) startClosing(ln *listener) {
 			if !ln.shared {
 				// New clients are refused, queued ones can still be accepted.
 				// A shared one stays as it is: its workers' Accept would fail.
-				_ = unix.Shutdown(s.fd.Num(), unix.SHUT_RD)
+				refuseUnix(s.fd)
 			}
 		}
 	}
@@ -215,8 +212,7 @@ func (ln *listener) queued() bool {
 		if s.packet() {
 			continue
 		}
-		p := []unix.PollFd{{Fd: int32(s.fd.Num()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, 0); err == nil && n > 0 {
+		if isReadable(s.fd) {
 			return true
 		}
 	}

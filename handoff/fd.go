@@ -1,5 +1,7 @@
 package handoff
 
+import "os"
+
 // FD owns one descriptor. The zero FD owns nothing. An FD is not copied by who
 // keeps it: the variable that holds it is the owner, and Close or Release
 // empties that variable. It is a plain value so that a table of ten thousand
@@ -35,4 +37,14 @@ func (d *FD) Close() error {
 		return errno
 	}
 	return nil
+}
+
+// Dup makes another descriptor for the same open file, close-on-exec, with an
+// owner of its own.
+func (d FD) Dup() (FD, error) {
+	n, errno := dupFD(d.Num())
+	if errno != 0 {
+		return FD{}, os.NewSyscallError("fcntl", errno)
+	}
+	return Own(n), nil
 }

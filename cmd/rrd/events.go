@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"os"
 	"syscall"
 	"time"
@@ -258,10 +257,4 @@ func (m *master) slotIsDown(slot int) bool {
 func (m *master) spawnFailed(slot int, err error) {
 	m.closeLent(slot)
 	m.log.Error().Str("event", "worker.spawn_failed").Int("worker", slot).Err(err).Msg("worker could not be started")
-}
-
-func backgroundSecond() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	context.AfterFunc(ctx, cancel)
-	return ctx
 }

@@ -9,9 +9,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -51,8 +53,8 @@ const logQueue = 4096
 
 // runMaster runs until everything it started has ended.
 func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
-	signals := newSignals() // first: from here on no signal ends the process untold
-	defer signals.stop()
+	signals := catchSignals() // first: from here on no signal ends the process untold
+	defer signal.Stop(signals)
 	activated := takeActivation(environ, os.Getpid())
 	if err := pool.CloseOnExecAll(); err != nil {
 		return fail(stderr, exitFailure, err)
@@ -81,7 +83,7 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 	return m.run(environ, signals, isTerminal(stdout), stderr)
 }
 
-func (m *master) run(environ []string, signals *signals, terminal bool, stderr *os.File) int {
+func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, stderr *os.File) int {
 	logWarnings(m.log, m.cfg)
 	m.log.Info().Str("event", "start").Int("pid", os.Getpid()).Str("policy", string(m.cfg.Policy)).
 		Str("reason", m.cfg.PolicyReason).Int("workers", m.cfg.Workers).Strs("command", m.cfg.Command).
@@ -115,7 +117,7 @@ func (m *master) run(environ []string, signals *signals, terminal bool, stderr *
 }
 
 // supervise acts on signals until the pool has ended.
-func (m *master) supervise(signals *signals, ended <-chan error) error {
+func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 	var stopped sync.WaitGroup
 	defer stopped.Wait()
 	ctx, cutShort := context.WithCancel(context.Background())
@@ -129,21 +131,17 @@ func (m *master) supervise(signals *signals, ended <-chan error) error {
 			failed = nil
 			m.log.Error().Str("event", "dispatcher.failed").AnErr("error", m.dispatcher.Err()).Msg("dispatching has ended: stopping")
 			m.pool.StopNow()
-		case s := <-signals.c:
-			switch s {
-			case sigStop, sigStopNow:
-				if m.draining.CompareAndSwap(false, true) {
-					m.log.Info().Str("event", "drain.start").Str("signal", s.name(signals)).Msg("draining")
-					stopped.Go(func() { m.drain(ctx) })
-					continue
-				}
-				if s == sigStopNow {
-					m.log.Warn().Str("event", "stop.now").Msg("asked again: stopping at once")
-					cutShort()
-					m.pool.StopNow()
-				}
-			default:
-				m.other(s)
+		case sig := <-signals:
+			switch stops := sig == syscall.SIGTERM || sig == syscall.SIGINT || sig == syscall.SIGQUIT; {
+			case !stops:
+				m.heed(sig)
+			case m.draining.CompareAndSwap(false, true):
+				m.log.Info().Str("event", "drain.start").Stringer("signal", sig).Msg("draining")
+				stopped.Go(func() { m.drain(ctx) })
+			case sig != syscall.SIGQUIT:
+				m.log.Warn().Str("event", "stop.now").Stringer("signal", sig).Msg("asked again: stopping at once")
+				cutShort()
+				m.pool.StopNow()
 			}
 		}
 	}

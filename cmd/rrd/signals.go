@@ -4,105 +4,54 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 )
 
-// request is what a signal asks for.
-type request int
-
-const (
-	sigStop    request = iota // QUIT: drain
-	sigStopNow                // TERM, INT: drain; a second one stops at once
-	sigReload
-	sigDump
-	sigUpgrade
-	sigGrow
-	sigShrink
-)
-
-var requests = map[os.Signal]request{
-	syscall.SIGTERM: sigStopNow, syscall.SIGINT: sigStopNow, syscall.SIGQUIT: sigStop,
-	syscall.SIGHUP: sigReload, syscall.SIGUSR1: sigDump, syscall.SIGUSR2: sigUpgrade,
-	syscall.SIGTTIN: sigGrow, syscall.SIGTTOU: sigShrink,
+// catchSignals asks for the signals that mean something to the master. They are
+// caught, never ignored: an ignored signal would stay ignored in the workers.
+func catchSignals() chan os.Signal {
+	// A write to a closed stdout or stderr ends a process by SIGPIPE (os/signal,
+	// "SIGPIPE"); caught, it is only an error of that write. Its own channel is
+	// never read: os/signal drops what does not fit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	c := make(chan os.Signal, 64)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP,
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
+	return c
 }
 
-func (r request) name(*signals) string {
-	return [...]string{"QUIT", "TERM or INT", "HUP", "USR1", "USR2", "TTIN", "TTOU"}[r]
-}
-
-// signals turns the signals of this process into requests. They are caught, never
-// ignored: an ignored signal would stay ignored in the workers.
-type signals struct {
-	c    chan request
-	raw  chan os.Signal
-	done chan struct{}
-}
-
-func newSignals() *signals {
-	s := &signals{c: make(chan request, 64), raw: make(chan os.Signal, 64), done: make(chan struct{})}
-	for sig := range requests {
-		signal.Notify(s.raw, sig)
-	}
-	// A write to a closed stdout or stderr would end the process (os/signal,
-	// "SIGPIPE"); caught, it is an error of that write.
-	signal.Notify(s.raw, syscall.SIGPIPE)
-	go s.translate() // stop waits for it
-	return s
-}
-
-func (s *signals) stop() {
-	signal.Stop(s.raw)
-	close(s.raw)
-	<-s.done
-}
-
-func (s *signals) translate() {
-	defer close(s.done)
-	for sig := range s.raw {
-		r, ok := requests[sig]
-		if !ok {
-			continue
-		}
-		select {
-		case s.c <- r:
-		default: // 64 requests are waiting: one more changes nothing
-		}
-	}
-}
-
-// other acts on the signals that do not stop.
-func (m *master) other(r request) {
-	switch r {
-	case sigDump:
+// heed acts on a signal that does not stop.
+func (m *master) heed(sig os.Signal) {
+	switch sig {
+	case syscall.SIGUSR1:
 		m.dump()
-	case sigGrow, sigShrink:
-		m.resize(r)
-	case sigReload, sigUpgrade:
-		m.log.Warn().Str("event", "signal.unsupported").Str("signal", r.name(nil)).Msg("not in this version")
-	case sigStop, sigStopNow: // supervise's
+	case syscall.SIGTTIN:
+		m.resize(sig, m.pool.Grow)
+	case syscall.SIGTTOU:
+		m.resize(sig, m.pool.Shrink)
+	default:
+		m.log.Warn().Str("event", "signal.unsupported").Stringer("signal", sig).Msg("not in this version")
 	}
 }
 
 // resize is one worker more or less. With a controlling terminal these signals
 // are job control's (stty tostop), not a wish.
-func (m *master) resize(r request) {
+func (m *master) resize(sig os.Signal, change func() (int, error)) {
 	if hasTerminal() {
-		m.log.Info().Str("event", "signal.ignored").Str("signal", r.name(nil)).Msg("rrd has a controlling terminal, which sends this signal itself")
+		m.log.Info().Str("event", "signal.ignored").Stringer("signal", sig).Msg("rrd has a controlling terminal, which sends this signal itself")
 		return
-	}
-	change := m.pool.Grow
-	if r == sigShrink {
-		change = m.pool.Shrink
 	}
 	n, err := change()
 	if err != nil {
-		m.log.Error().Str("event", "workers.resize").Str("signal", r.name(nil)).Err(err).Msg("number of workers unchanged")
+		m.log.Error().Str("event", "workers.resize").Stringer("signal", sig).Err(err).Msg("number of workers unchanged")
 		return
 	}
-	m.log.Info().Str("event", "workers.resize").Str("signal", r.name(nil)).Int("workers", n).Msg("number of workers changed")
+	m.log.Info().Str("event", "workers.resize").Stringer("signal", sig).Int("workers", n).Msg("number of workers changed")
 }
 
 func hasTerminal() bool {
@@ -117,7 +66,9 @@ func hasTerminal() bool {
 // dump logs the state of everything: a line for each worker and listener and one
 // for each goroutine.
 func (m *master) dump() {
-	s, err := m.snapshot(backgroundSecond())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	s, err := m.snapshot(ctx)
 	if err != nil {
 		m.log.Error().Str("event", "dump").Err(err).Msg("the dispatch loop gave no copy of its counts")
 	}

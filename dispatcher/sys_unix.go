@@ -1,0 +1,32 @@
+//go:build linux || darwin || freebsd
+
+package dispatcher
+
+import (
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+// look polls one descriptor for what is so now.
+func look(d handoff.FD, events int16) int16 {
+	p := []unix.PollFd{{Fd: int32(d.Num()), Events: events}}
+	if n, err := unix.Poll(p, 0); err != nil || n == 0 {
+		return 0
+	}
+	return p[0].Revents
+}
+
+// isReset reports whether the peer of a connection has reset it. A FIN is none.
+func isReset(d handoff.FD) bool { return look(d, 0)&unix.POLLERR != 0 }
+
+// isReadable reports whether a listening socket has somebody in its queue.
+func isReadable(d handoff.FD) bool { return look(d, unix.POLLIN)&unix.POLLIN != 0 }
+
+// setBacklog changes the backlog of a socket that listens already: listen(2)
+// again does that.
+func setBacklog(d handoff.FD, backlog int) { _ = unix.Listen(d.Num(), backlog) }
+
+// refuseUnix makes connecting to a listening unix socket fail, while who is in
+// its queue can still be accepted.
+func refuseUnix(d handoff.FD) { _ = unix.Shutdown(d.Num(), unix.SHUT_RD) }
