@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"syscall"
 	"time"
+
+	"rrd/handoff"
 )
 
 // Accepting pauses when the process, the system or the kernel's memory has no
@@ -15,12 +17,27 @@ const (
 
 // acceptFrom takes what one turn may from a listener. It reports whether there
 // may be more.
-func (l *loop) acceptFrom(ln *listener) bool {
-	if !ln.watching || ln.sock == nil || l.acceptAt != 0 {
-		return ln.sock != nil
+func (l *loop) acceptFrom(ln *listener) (more bool) {
+	if ln.sock != nil {
+		if !ln.watching {
+			return true
+		}
+		return l.acceptSome(ln, ln.sock.fd)
 	}
-	fd := ln.sock.fd.Num()
+	for _, s := range ln.bySlot {
+		if s.taken && l.acceptSome(ln, s.fd) {
+			more = true
+		}
+	}
+	return more
+}
+
+func (l *loop) acceptSome(ln *listener, from handoff.FD) (more bool) {
+	fd := from.Num()
 	for range acceptBatch {
+		if l.acceptAt != 0 {
+			return true
+		}
 		if l.table.waiting >= l.cfg.QueueLimit {
 			l.pauseFull()
 			return true
@@ -30,9 +47,7 @@ func (l *loop) acceptFrom(ln *listener) bool {
 			if errno == syscall.EAGAIN || errno == syscall.EINVAL && ln.closing {
 				return false // EINVAL: a unix listener that was shut down, and is empty
 			}
-			if l.acceptFailed(ln, errno) {
-				return true
-			}
+			l.acceptFailed(ln, errno)
 			continue
 		}
 		l.pause = 0
@@ -46,9 +61,9 @@ func (l *loop) acceptFrom(ln *listener) bool {
 	return true
 }
 
-// acceptFailed counts an error and reports whether accepting is to stop for now.
-// What is wrong with one connection (accept(2), "Error handling") is no reason.
-func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) bool {
+// acceptFailed counts an error and, unless it belongs to one connection
+// (accept(2), "Error handling"), stops accepting for a while.
+func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) {
 	class := AcceptOther
 	switch errno {
 	case syscall.EMFILE:
@@ -65,7 +80,7 @@ func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) bool {
 	ln.stats.AcceptErrors[class]++
 	switch class {
 	case AcceptAborted:
-		return false
+		return
 	case AcceptEMFILE, AcceptENFILE, AcceptNobufs, AcceptNomem:
 		ln.stats.Pauses[PauseFDLimit]++
 	case AcceptOther:
@@ -79,7 +94,6 @@ func (l *loop) acceptFailed(ln *listener, errno syscall.Errno) bool {
 		name, pause := ln.conf.Name, l.pause
 		l.event(func() { hook(name, errno, pause) })
 	}
-	return true
 }
 
 // pauseFull stops accepting while the waiting queue is full.
@@ -89,7 +103,7 @@ func (l *loop) pauseFull() {
 	}
 	l.queueFull = true
 	for _, ln := range l.listeners {
-		if ln != nil && !ln.shared && ln.sock != nil {
+		if ln != nil && ln.accepts() {
 			ln.stats.Pauses[PauseQueueFull]++
 		}
 	}

@@ -146,8 +146,9 @@ func (l *loop) join(k *link, seq uint64, ln *listener) {
 			l.refuse(k, seq, ln.network, ln.addr, fmt.Errorf("no socket for slot %d: %w", k.slot, syscall.EADDRNOTAVAIL))
 			return
 		}
-	} else {
-		l.table.serve(k.idx, ln.id)
+	}
+	if !ln.shared || len(ln.bySlot) > 0 {
+		l.table.serve(k.idx, ln.id) // under reuseport for what takeover.go accepts
 	}
 	if ln.asked != nil {
 		ln.asked.users[k.slot] = k.id
@@ -256,8 +257,8 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 			break
 		}
 		l.setAsked(a, slot)
-	case err == nil:
-		a.ln.addSlot(slot, s)
+	case err == nil && !a.ln.addSlot(slot, s):
+		_ = s.close()
 	}
 	waiting := a.waiting
 	a.waiting = nil
@@ -291,10 +292,8 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 func (l *loop) setAsked(a *askedListener, slot int) {
 	a.ln.asked = a
 	a.ln.stats.Asked = true
-	if a.ln.sock == nil && slot > 0 {
-		s := a.ln.bySlot[0]
-		a.ln.bySlot[0] = nil
-		a.ln.addSlot(slot, s)
+	if a.ln.sock == nil {
+		a.ln.bySlot[0].slot = slot
 	}
 }
 
@@ -322,9 +321,15 @@ func (l *loop) leaveAsked(k *link) {
 
 // settleAsked: a worker is ready. What its predecessor used and it has not asked
 // for, its slot uses no longer.
-func (l *loop) settleAsked(k *link) { l.forgetSlot(k.slot) }
+func (l *loop) settleAsked(k *link) { l.releaseAsked(k.slot) }
 
 func (l *loop) forgetSlot(slot int) {
+	l.retireSlot(slot)
+	l.releaseAsked(slot)
+}
+
+// releaseAsked: the slot uses no longer what its dead worker used.
+func (l *loop) releaseAsked(slot int) {
 	for _, a := range l.asked {
 		if id, ok := a.users[slot]; ok && id == 0 {
 			delete(a.users, slot)

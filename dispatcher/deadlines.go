@@ -52,6 +52,11 @@ func (l *loop) nextDeadline() int64 {
 	if l.reports.dropsPending {
 		sooner(l.reports.dropsAt)
 	}
+	if l.cfg.Policy == SchedReuseport {
+		if at := l.orphanDeadline(); at != 0 {
+			sooner(at)
+		}
+	}
 	if l.closing > 0 {
 		for _, ln := range l.listeners {
 			if ln != nil && ln.closing && !ln.looking {
@@ -87,6 +92,9 @@ func (l *loop) deadlines() {
 	}
 	if len(l.agains) > 0 {
 		l.dueAgains()
+	}
+	if l.cfg.Policy == SchedReuseport {
+		l.dueOrphans()
 	}
 	if l.cfg.QueueTimeout > 0 && l.table.waiting > 0 {
 		for id := range l.listeners {

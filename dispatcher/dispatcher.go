@@ -76,13 +76,12 @@ func (d *Dispatcher) Close() error {
 // post hands fn to the loop. It reports false once the loop takes no more.
 func (d *Dispatcher) post(fn func(*loop)) bool {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.refusing {
-		d.mu.Unlock()
 		return false
 	}
 	d.requests = append(d.requests, fn)
-	d.mu.Unlock()
-	d.poll.wake()
+	d.poll.wake() // under the lock: see finish
 	return true
 }
 

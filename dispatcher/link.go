@@ -61,6 +61,9 @@ func (l *loop) review(k *link) {
 	} else {
 		l.table.block(k.idx)
 	}
+	if l.cfg.Policy == SchedReuseport {
+		l.reviewSlots()
+	}
 }
 
 func (l *loop) add(w Worker) error {
@@ -118,6 +121,14 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 	}
 	k.unsent = append(k.unsent, p)
 	l.setFull(k, true)
+}
+
+// forgetUnsent closes what was to be sent along.
+func (k *link) forgetUnsent() {
+	for i := range k.unsent {
+		_ = k.unsent[i].share.Close()
+	}
+	k.unsent = nil
 }
 
 func (l *loop) sendUnsent(k *link) {
@@ -237,15 +248,16 @@ func (l *loop) remove(worker uint64, how Removal) {
 	if !k.gone {
 		_ = l.poll.remove(k.ch.Num())
 	}
-	for i := range k.unsent {
-		_ = k.unsent[i].share.Close()
-	}
+	k.forgetUnsent()
 	_ = k.ch.Close()
 	l.forgetLate(k)
 	l.table.removeWorker(k.idx)
 	l.links[k.idx] = nil
 	delete(l.byID, worker)
 	l.leaveAsked(k)
+	if l.cfg.Policy == SchedReuseport {
+		l.reviewSlots()
+	}
 }
 
 // maxDeaths: the third worker that dies having read a connection was its last.

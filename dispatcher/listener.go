@@ -22,7 +22,7 @@ type listener struct {
 	token    uint64
 	conf     ListenerConfig
 	sock     *socket // nil under reuseport, whose sockets are in bySlot
-	bySlot   []*socket
+	bySlot   []*slotSock
 	shared   bool
 	asked    *askedListener // nil: of the configuration
 	stats    *nameStats
@@ -72,18 +72,24 @@ func (l *loop) open(c ListenerConfig, s *socket) (*listener, error) {
 	l.wires++
 	ln.wire = l.wires
 	ln.stats = l.nameStats(c.Name)
-	if !ln.shared {
-		if err := l.poll.add(s.fd.Num(), ln.token, false, false); err != nil {
+	if ln.shared {
+		// Workers wait in accept(2), as with systemd's sockets: programs that
+		// inherit a listener expect that. Those that do not set it themselves.
+		if err := waitInAccept(s.fd); err != nil {
 			l.table.removeListener(ln.id)
 			return nil, err
 		}
+	} else if err := l.poll.add(s.fd.Num(), ln.token, false, false); err != nil {
+		l.table.removeListener(ln.id)
+		return nil, err
 	}
 	l.listeners[ln.id] = ln
 	l.byWire[ln.wire] = ln
 	ln.stats.ListenerInfo, ln.stats.Open = ln.info(), true
 	if l.cfg.Policy == SchedReuseport && s.tcp() && c.Network != "fd" {
 		// The first slot's own; the others' are bound to the address it got.
-		ln.sock, ln.bySlot = nil, []*socket{s}
+		ln.sock = nil
+		ln.addSlot(0, s)
 	}
 	l.watch(ln)
 	if hook := l.cfg.Hooks.Opened; hook != nil {
@@ -108,8 +114,13 @@ func (l *loop) nameStats(name string) *nameStats {
 // watch makes the poller report the listener exactly while it is to be accepted
 // from.
 func (l *loop) watch(ln *listener) {
-	want := !ln.shared && l.acceptAt == 0 && !l.queueFull && !l.stopping
-	if ln.sock == nil || want == ln.watching {
+	want := l.acceptAt == 0 && !l.queueFull && !l.stopping
+	for _, s := range ln.bySlot {
+		if s.taken {
+			_ = l.poll.set(s.fd.Num(), ln.token, want, false)
+		}
+	}
+	if ln.sock == nil || ln.shared || want == ln.watching {
 		return
 	}
 	if err := l.poll.set(ln.sock.fd.Num(), ln.token, want, false); err != nil {
@@ -117,6 +128,16 @@ func (l *loop) watch(ln *listener) {
 		return
 	}
 	ln.watching = want
+}
+
+// accepts says whether the loop takes connections from the listener.
+func (ln *listener) accepts() bool {
+	for _, s := range ln.bySlot {
+		if s.taken {
+			return true
+		}
+	}
+	return ln.sock != nil && !ln.shared
 }
 
 func (l *loop) watchAll() {
@@ -228,6 +249,9 @@ func (l *loop) closed(ln *listener) {
 	if ln.sock != nil && !ln.shared {
 		_ = l.poll.remove(ln.sock.fd.Num())
 	}
+	for _, s := range ln.bySlot {
+		l.giveBack(ln, s)
+	}
 	ln.closeSockets()
 	ln.stats.Open = false
 	l.defunct++
@@ -267,9 +291,7 @@ func (ln *listener) sockets() []*socket {
 	}
 	var out []*socket
 	for _, s := range ln.bySlot {
-		if s != nil {
-			out = append(out, s)
-		}
+		out = append(out, s.socket)
 	}
 	return out
 }
@@ -286,7 +308,7 @@ func (ln *listener) addLive(l *loop, s *ListenerStats) {
 	t := &l.table.listeners[ln.id]
 	s.Queued += t.waiting.len
 	s.InFlight += t.flying
-	s.Paused = s.Paused || !ln.shared && (l.acceptAt != 0 || l.queueFull)
+	s.Paused = s.Paused || ln.accepts() && (l.acceptAt != 0 || l.queueFull)
 	for _, k := range ln.sockets() {
 		if !k.tcp() {
 			continue
@@ -305,8 +327,10 @@ func (ln *listener) lendTo(slot int) handoff.FD {
 	if ln.sock != nil {
 		return ln.sock.fd
 	}
-	if slot < len(ln.bySlot) && ln.bySlot[slot] != nil {
-		return ln.bySlot[slot].fd
+	for _, s := range ln.bySlot {
+		if s.slot == slot && !s.retiring {
+			return s.fd
+		}
 	}
 	return handoff.FD{}
 }

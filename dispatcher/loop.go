@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"runtime"
-	"slices"
 	"time"
 
 	"rrd/handoff"
@@ -79,6 +78,17 @@ const lateTurn = int64(time.Second)
 func (d *Dispatcher) loop() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	l := newLoop(d)
+	var err error
+	for err == nil && !l.stopping {
+		err = l.turn()
+	}
+	l.finish()
+	d.loopErr = err
+	close(d.ended)
+}
+
+func newLoop(d *Dispatcher) *loop {
 	l := &loop{
 		d: d, cfg: &d.cfg, poll: d.poll, clock: clock{start: time.Now()},
 		table: newTable(d.cfg.Window, d.cfg.QueueLimit),
@@ -88,16 +98,7 @@ func (d *Dispatcher) loop() {
 		flight: overdueList{head: none, tail: none},
 	}
 	l.stats.Policy = d.cfg.Policy
-	var err error
-	for err == nil && !l.stopping {
-		err = l.turn()
-	}
-	l.finish()
-	d.mu.Lock()
-	d.refusing = true
-	d.mu.Unlock()
-	d.loopErr = err
-	close(d.ended)
+	return l
 }
 
 func (l *loop) turn() error {
@@ -140,6 +141,9 @@ func (l *loop) turn() error {
 		l.acceptFrom(l.ready[(i+int(l.turns))%len(l.ready)])
 	}
 	l.ready = l.ready[:0]
+	if l.closing > 0 {
+		l.closeListeners() // before dispatching: it accepts
+	}
 	l.dispatch()
 	l.afterwards()
 	return nil
@@ -212,7 +216,7 @@ func (l *loop) assign() {
 		if l.listeners[id] == nil {
 			continue
 		}
-		for l.table.room > 0 && l.dropIfGone(id) {
+		for l.table.room > 0 && l.refsUntil <= l.now && l.dropIfGone(id) {
 			c, w, ok := l.table.pair(id)
 			if !ok {
 				break
@@ -288,6 +292,7 @@ func (l *loop) drop(c connID, why DropReason) {
 	_ = l.socks[c].fd.Close()
 	l.table.drop(c)
 	ln.stats.Dropped[why]++
+	l.reports.dropsPending = l.cfg.Hooks.Dropped != nil
 }
 
 // afterwards ends a turn.
@@ -295,9 +300,6 @@ func (l *loop) afterwards() {
 	if l.queueFull && l.table.waiting <= l.resumeBelow() {
 		l.queueFull = false
 		l.watchAll()
-	}
-	if l.closing > 0 {
-		l.closeListeners()
 	}
 	if l.defunct > 0 {
 		l.bury()
@@ -333,6 +335,7 @@ func (l *loop) finish() {
 			l.unfly(c)
 			l.table.back(c)
 		}
+		k.forgetUnsent()
 		_ = k.ch.Close()
 	}
 	for _, ln := range l.listeners {
@@ -345,7 +348,12 @@ func (l *loop) finish() {
 		ln.closeSockets()
 	}
 	l.reportDrops(true)
+	// Under the lock that posting takes, so that nobody wakes a poller whose
+	// descriptors are closed, or are another's by then.
+	l.d.mu.Lock()
+	l.d.refusing = true
 	_ = l.poll.close()
+	l.d.mu.Unlock()
 }
 
 // overdueList holds the connections in flight by the time they were sent.
@@ -404,20 +412,20 @@ func (l *loop) copyStats() *Stats {
 			}
 		}
 	}
-	for _, st := range l.slotStats {
-		if st == nil {
-			continue
+	at := make([]int, len(l.slotStats)) // by slot: where it is in s.Slots
+	for slot, st := range l.slotStats {
+		if st != nil {
+			at[slot] = len(s.Slots)
+			s.Slots = append(s.Slots, *st)
 		}
-		c := *st
-		for _, k := range l.links {
-			if k != nil && k.stats == st {
-				c.InFlight += int(l.table.workers[k.idx].owed)
-				c.Active += k.active()
-				c.Late = c.Late || k.late
-			}
-		}
-		s.Slots = append(s.Slots, c)
 	}
-	slices.SortFunc(s.Slots, func(a, b SlotStats) int { return a.Slot - b.Slot })
+	for _, k := range l.links {
+		if k != nil {
+			c := &s.Slots[at[k.slot]]
+			c.InFlight += int(l.table.workers[k.idx].owed)
+			c.Active += k.active()
+			c.Late = c.Late || k.late
+		}
+	}
 	return &s
 }

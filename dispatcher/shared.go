@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // Shared listeners: under none all workers accept from one socket, under
@@ -17,9 +15,7 @@ import (
 // (Lend).
 
 // Lend returns a duplicate of every shared listener's socket for the worker of
-// slot, in the order of the configuration. The caller closes them. A socket that
-// is lent waits in accept(2), as systemd's do: programs that are handed their
-// listeners expect that.
+// slot, in the order of the configuration. The caller closes them.
 func (d *Dispatcher) Lend(slot int) ([]Lent, error) {
 	if err := d.prepareSlot(slot); err != nil {
 		return nil, err
@@ -35,15 +31,12 @@ func (d *Dispatcher) Lend(slot int) ([]Lent, error) {
 			if !share.Valid() {
 				continue
 			}
-			fd, err := unix.FcntlInt(uintptr(share.Num()), unix.F_DUPFD_CLOEXEC, 0)
+			dup, err := share.Dup()
 			if err != nil {
-				lerr = fmt.Errorf("lend %s: %w", ln.conf.Name, os.NewSyscallError("fcntl", err))
+				lerr = fmt.Errorf("lend %s: %w", ln.conf.Name, err)
 				return
 			}
-			if err := unix.SetNonblock(fd, false); err != nil {
-				lerr = fmt.Errorf("lend %s: %w", ln.conf.Name, os.NewSyscallError("fcntl", err))
-			}
-			out = append(out, Lent{Name: fdName(ln.conf.Name), File: os.NewFile(uintptr(fd), ln.conf.Name)})
+			out = append(out, Lent{Name: fdName(ln.conf.Name), File: os.NewFile(uintptr(dup.Release()), ln.conf.Name)})
 		}
 	})
 	if err == nil {
@@ -78,7 +71,7 @@ func (d *Dispatcher) prepareSlot(slot int) error {
 	var need []slotSocket
 	err := d.do(context.Background(), func(l *loop) {
 		for _, ln := range l.listeners {
-			if ln != nil && ln.bySlot != nil && !ln.closing && ln.asked == nil && !ln.lendTo(slot).Valid() {
+			if ln != nil && len(ln.bySlot) > 0 && !ln.closing && ln.asked == nil && !ln.lendTo(slot).Valid() {
 				need = append(need, slotSocket{ln.wire, ln.network, ln.addr, ln.conf.Backlog})
 			}
 		}
@@ -106,12 +99,9 @@ func (d *Dispatcher) prepareSlot(slot int) error {
 
 // addSlot gives slot its socket; false: it has one.
 func (ln *listener) addSlot(slot int, s *socket) bool {
-	for len(ln.bySlot) <= slot {
-		ln.bySlot = append(ln.bySlot, nil)
-	}
-	if ln.bySlot[slot] != nil {
+	if ln.lendTo(slot).Valid() {
 		return false
 	}
-	ln.bySlot[slot] = s
+	ln.bySlot = append(ln.bySlot, &slotSock{socket: s, slot: slot})
 	return true
 }

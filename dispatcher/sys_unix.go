@@ -3,6 +3,8 @@
 package dispatcher
 
 import (
+	"os"
+
 	"golang.org/x/sys/unix"
 
 	"rrd/handoff"
@@ -30,3 +32,8 @@ func setBacklog(d handoff.FD, backlog int) { _ = unix.Listen(d.Num(), backlog) }
 // refuseUnix makes connecting to a listening unix socket fail, while who is in
 // its queue can still be accepted.
 func refuseUnix(d handoff.FD) { _ = unix.Shutdown(d.Num(), unix.SHUT_RD) }
+
+// waitInAccept makes a socket block.
+func waitInAccept(d handoff.FD) error {
+	return os.NewSyscallError("fcntl", unix.SetNonblock(d.Num(), false))
+}

@@ -46,9 +46,6 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 	case actionVersion:
 		err = writeVersion(stdout)
 	case actionCheck:
-		for _, w := range c.Warnings {
-			fmt.Fprintf(stderr, "rrd: warning: %s\n", w)
-		}
 		if err := c.check(stdout, takeActivation(environ, os.Getpid()), fitBudget); err != nil {
 			return fail(stderr, exitUsage, err)
 		}

@@ -38,7 +38,9 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 		s.Workers = append(s.Workers, workerCounts(slot, bySlot[slot.Slot]))
 	}
 	for _, slot := range p.Removed {
-		s.Workers = append(s.Workers, workerCounts(slot, bySlot[slot.Slot]))
+		w := workerCounts(slot, bySlot[slot.Slot])
+		w.State = "" // its counts live on, but it is no slot any more
+		s.Workers = append(s.Workers, w)
 	}
 	return s, nil
 }

@@ -1,0 +1,151 @@
+package dispatcher
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+// Under reuseport the kernel goes on hashing clients to the socket of a slot
+// whose worker is dead. After a second without a successor the loop accepts them
+// itself and hands them to the other slots' workers, as under rr. The socket of
+// a slot that is no more is emptied like that, and then closed.
+
+// orphanAfter is how long a slot may have no worker.
+const orphanAfter = closeWait
+
+// slotSock is one slot's socket under reuseport.
+type slotSock struct {
+	*socket
+	slot     int
+	unserved int64 // since when no ready worker has it; 0: one has
+	taken    bool  // the loop accepts from it
+	retiring bool  // the slot is no more
+	closeBy  int64
+}
+
+// served says whether a ready worker of the slot accepts from ln.
+func (l *loop) served(ln *listener, slot int) bool {
+	for _, k := range l.links {
+		if k != nil && k.slot == slot && k.ready && !k.gone && k.state == handoff.Serving && l.table.serves(k.idx, ln.id) {
+			return true
+		}
+	}
+	return false
+}
+
+// canTakeOver says whether some worker can be handed what the loop accepts:
+// programs that merely inherit their listeners cannot.
+func (l *loop) canTakeOver(ln *listener) bool {
+	for _, k := range l.links {
+		if k != nil && k.ready && !k.gone && l.table.serves(k.idx, ln.id) {
+			return true
+		}
+	}
+	return false
+}
+
+// reviewSlots looks again which slots' sockets have a worker. Called when a
+// worker becomes ready, drains or is gone.
+func (l *loop) reviewSlots() {
+	for _, ln := range l.listeners {
+		if ln == nil {
+			continue
+		}
+		for _, s := range ln.bySlot {
+			switch {
+			case s.retiring:
+			case l.served(ln, s.slot):
+				s.unserved = 0
+				l.giveBack(ln, s)
+			case s.unserved == 0:
+				s.unserved = max(l.now, 1)
+			}
+		}
+	}
+}
+
+// dueOrphans takes over what has been without a worker for too long, and closes
+// what is empty.
+func (l *loop) dueOrphans() {
+	for _, ln := range l.listeners {
+		if ln == nil || len(ln.bySlot) == 0 {
+			continue
+		}
+		for _, s := range ln.bySlot {
+			if !s.taken && s.unserved != 0 && l.now >= s.unserved+orphanAfter && l.canTakeOver(ln) {
+				l.takeOver(ln, s)
+			}
+		}
+		ln.bySlot = slices.DeleteFunc(ln.bySlot, func(s *slotSock) bool {
+			if !s.retiring || l.now < s.closeBy || s.taken && isReadable(s.fd) && !ln.closing {
+				return false
+			}
+			l.giveBack(ln, s)
+			_ = s.close()
+			return true
+		})
+	}
+}
+
+func (l *loop) takeOver(ln *listener, s *slotSock) {
+	if err := unix.SetNonblock(s.fd.Num(), true); err != nil {
+		l.fatal("take over listener", err)
+		return
+	}
+	if err := l.poll.add(s.fd.Num(), ln.token, true, false); err != nil {
+		l.fatal("poll listener", err)
+		return
+	}
+	s.taken = true
+}
+
+func (l *loop) giveBack(_ *listener, s *slotSock) {
+	if s.taken {
+		_ = l.poll.remove(s.fd.Num())
+		s.taken = false
+	}
+}
+
+// retireSlot empties and closes the sockets of a slot that is no more: new
+// clients are turned away, and find another slot's socket when they try again a
+// second later.
+func (l *loop) retireSlot(slot int) {
+	for _, ln := range l.listeners {
+		if ln == nil || ln.closing {
+			continue
+		}
+		for _, s := range ln.bySlot {
+			if s.slot != slot || s.retiring || len(ln.bySlot) == 1 {
+				continue
+			}
+			s.retiring, s.closeBy, s.unserved = true, l.now+closeWait, max(l.now-orphanAfter, 1)
+			_ = refuseNew(s.fd.Num())
+		}
+	}
+}
+
+// orphanDeadline returns when dueOrphans has something to do; 0: never.
+func (l *loop) orphanDeadline() int64 {
+	next := int64(0)
+	for _, ln := range l.listeners {
+		if ln == nil {
+			continue
+		}
+		for _, s := range ln.bySlot {
+			at := int64(0)
+			switch {
+			case s.retiring:
+				at = max(s.closeBy, l.now+closeCheck)
+			case s.unserved != 0 && !s.taken && l.canTakeOver(ln):
+				at = s.unserved + orphanAfter
+			}
+			if at != 0 && (next == 0 || at < next) {
+				next = at
+			}
+		}
+	}
+	return next
+}
