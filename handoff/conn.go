@@ -32,6 +32,9 @@ type Conn struct {
 	first bool
 
 	unsent []byte // stream: the rest of a message that left in part
+
+	creds  []byte // control buffer for the sender's credentials; nil: not wanted
+	reader int
 }
 
 // What ends a conversation, besides the errors of Decode. All mean that this
@@ -152,11 +155,14 @@ func (c *Conn) Receive() error {
 	if c.stream {
 		return c.receiveStream()
 	}
-	n, _, flags, errno := recvmsg(c.fd.Num(), c.in[:], nil)
+	n, oobn, flags, errno := recvmsg(c.fd.Num(), c.in[:], c.creds)
 	if errno != 0 {
 		return errno
 	}
 	c.next, c.end, c.first = 0, n, true
+	if c.creds != nil {
+		c.noteSender(c.creds[:oobn])
+	}
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
 		c.end = 0

@@ -35,10 +35,11 @@ const (
 	Listen  Type = 20 // Seq of the worker's own, Arg backlog; payload network NUL address
 	Leave   Type = 21 // Listener: this program closed its listener
 	Drained Type = 22 // after Drain: no connection is open any more
-	Pong    Type = 23 // Seq as in Ping; Flags PongUnhealthy
+	Pong    Type = 23 // Seq as in Ping
 	Bye     Type = 24 // the worker closes its end and lives on; nothing follows
 	Touched Type = 25 // Seq, acked: read from, written to or closed; the master's copy may go
 	Closed  Type = 26 // Arg: so many acked connections were closed since the last Closed
+	Health  Type = 27 // Arg 0: the program's own check passes again; 1: it fails
 )
 
 func (t Type) String() string {
@@ -51,7 +52,7 @@ func (t Type) String() string {
 var typeNames = [...]string{
 	Hello: "HELLO", Handoff: "HANDOFF", Listening: "LISTENING", Drain: "DRAIN", Ping: "PING",
 	Ready: "READY", Ack: "ACK", Reject: "REJECT", Again: "AGAIN", Listen: "LISTEN", Leave: "LEAVE",
-	Drained: "DRAINED", Pong: "PONG", Bye: "BYE", Touched: "TOUCHED", Closed: "CLOSED",
+	Drained: "DRAINED", Pong: "PONG", Bye: "BYE", Touched: "TOUCHED", Closed: "CLOSED", Health: "HEALTH",
 }
 
 // Reason says why a worker rejects. A reject speaks of the worker, never of the
@@ -84,13 +85,14 @@ func (r Reason) String() string {
 const (
 	// HelloTouches asks the worker for a Touched per acked connection.
 	HelloTouches uint16 = 1
+	// HelloCloses asks for Closed as soon as a connection is closed: the master
+	// limits how many a worker has.
+	HelloCloses uint16 = 2
 	// ListeningShared says that a listening descriptor rides along: the worker
 	// accepts by itself.
 	ListeningShared uint16 = 1
 	// ListeningPacket says that the descriptor is a datagram socket.
 	ListeningPacket uint16 = 2
-	// PongUnhealthy says that the program's own health check fails.
-	PongUnhealthy uint16 = 1
 )
 
 // Frame is one decoded frame. What a field means depends on Type.

@@ -46,10 +46,11 @@ var someFrames = []Frame{
 	{Type: Listen, Seq: 1, Arg: 511, Payload: bytes.Repeat([]byte{0xff}, MaxPayload)},
 	{Type: Leave, Listener: 1},
 	{Type: Drained},
-	{Type: Pong, Seq: 1, Flags: PongUnhealthy},
+	{Type: Pong, Seq: 1},
 	{Type: Bye},
 	{Type: Touched, Seq: 9},
 	{Type: Closed, Arg: math.MaxUint32},
+	{Type: Health, Arg: 1},
 	{Type: 255, Flags: math.MaxUint16},
 }
 
@@ -173,7 +174,7 @@ func TestDecodeIgnoresWhatLaterVersionsMayUse(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for typ, want := range map[Type]string{Hello: "HELLO", Closed: "CLOSED", 0: "UNKNOWN", 6: "UNKNOWN", 27: "UNKNOWN", 255: "UNKNOWN"} {
+	for typ, want := range map[Type]string{Hello: "HELLO", Closed: "CLOSED", Health: "HEALTH", 0: "UNKNOWN", 6: "UNKNOWN", 28: "UNKNOWN", 255: "UNKNOWN"} {
 		if got := typ.String(); got != want {
 			t.Errorf("type %d is %s, want %s", typ, got, want)
 		}

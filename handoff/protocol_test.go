@@ -129,8 +129,8 @@ func TestDocumentedStates(t *testing.T) {
 		heads = append(heads, s.String())
 	}
 	rows := table(t, heads...)
-	if len(rows) != int(Closed-Ready)+1 {
-		t.Errorf("%d frames, want %d", len(rows), Closed-Ready+1)
+	if len(rows) != int(Health-Ready)+1 {
+		t.Errorf("%d frames, want %d", len(rows), Health-Ready+1)
 	}
 	for i, row := range rows {
 		typ := Ready + Type(i)

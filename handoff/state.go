@@ -39,6 +39,7 @@ var legal = [...][numStates]bool{
 	Bye:     {true, true, true, false},
 	Touched: {false, true, true, false},
 	Closed:  {false, true, true, false},
+	Health:  {true, true, true, false},
 }
 
 // Legal reports whether a worker may say t in state s.

@@ -8,9 +8,9 @@ import (
 // The whole table, written the other way round: what each state hears.
 func TestLegal(t *testing.T) {
 	want := map[State]string{
-		Starting: "READY LISTEN LEAVE PONG BYE",
-		Serving:  "ACK REJECT AGAIN LISTEN LEAVE PONG BYE TOUCHED CLOSED",
-		Draining: "READY ACK REJECT AGAIN LISTEN LEAVE DRAINED PONG BYE TOUCHED CLOSED",
+		Starting: "READY LISTEN LEAVE PONG BYE HEALTH",
+		Serving:  "ACK REJECT AGAIN LISTEN LEAVE PONG BYE TOUCHED CLOSED HEALTH",
+		Draining: "READY ACK REJECT AGAIN LISTEN LEAVE DRAINED PONG BYE TOUCHED CLOSED HEALTH",
 		Over:     "",
 	}
 	if len(want) != int(numStates) {
@@ -34,7 +34,7 @@ func TestLegal(t *testing.T) {
 func TestNothingElseIsLegal(t *testing.T) {
 	for s := range 256 {
 		for typ := range 256 {
-			if Legal(State(s), Type(typ)) && (typ < int(Ready) || typ > int(Closed) || s >= int(numStates)) {
+			if Legal(State(s), Type(typ)) && (typ < int(Ready) || typ > int(Health) || s >= int(numStates)) {
 				t.Errorf("type %d is legal in state %d", typ, s)
 			}
 		}
