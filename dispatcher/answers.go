@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"io"
+	"slices"
 
 	"rrd/handoff"
 )
@@ -102,7 +103,10 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 	case handoff.Leave:
 		l.left(k, f.Listener)
 	case handoff.Drained:
-		l.tell(k, l.cfg.Hooks.Drained)
+		if !k.drained {
+			k.drained = true
+			l.tell(k, l.cfg.Hooks.Drained)
+		}
 	case handoff.Closed:
 		if uint64(f.Arg) > k.acks-k.closed {
 			l.broke(k, "CLOSED of more than is open")
@@ -112,12 +116,7 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		k.stats.Reported = true
 	case handoff.Bye:
 		k.state = handoff.Over
-		l.recall(k, RedispatchWorkerExit, false)
-		l.silence(k)
-		if hook := l.cfg.Hooks.Broke; hook != nil {
-			id := k.id
-			l.event(func() { hook(id, "BYE: it has left its channel") })
-		}
+		l.part(k, "BYE: it has left its channel")
 	case handoff.Pong, handoff.Touched:
 	default: // Legal has refused what the master says itself
 	}
@@ -154,6 +153,7 @@ func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 	id := l.table.conns[c].listener
 	l.unfly(c)
 	l.table.reject(c)
+	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k && p.id == id })
 	l.stats.Redispatches[RedispatchRejected]++
 	if why == handoff.ReasonClosed {
 		l.table.leave(k.idx, id)

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -209,7 +210,7 @@ func (l *loop) bind(a *askedListener, k *link) {
 func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, slot int) {
 	defer d.helpers.Done()
 	s, err := bindWithRights(network, address, o, r)
-	if !d.post(func(l *loop) { l.bound(key, slot, s, err) }) && err == nil {
+	if d.do(context.Background(), func(l *loop) { l.bound(key, slot, s, err) }) != nil && err == nil {
 		_ = s.close()
 	}
 }
@@ -251,7 +252,7 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 	switch {
 	case err == nil && first:
 		a.ln, err = l.open(ListenerConfig{Name: a.address, Network: a.network, Address: a.address,
-			Backlog: a.backlog, UID: -1, GID: -1}, s)
+			Backlog: a.backlog, UID: -1, GID: -1}, s, a)
 		if err != nil {
 			_ = s.close()
 			break

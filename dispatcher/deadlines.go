@@ -59,7 +59,12 @@ func (l *loop) nextDeadline() int64 {
 	}
 	if l.closing > 0 {
 		for _, ln := range l.listeners {
-			if ln != nil && ln.closing && !ln.looking {
+			if ln == nil || !ln.closing {
+				continue
+			}
+			if ln.looking {
+				sooner(max(ln.checkAt, ln.closeBy)) // it ends also if the look does not
+			} else {
 				sooner(ln.checkAt)
 			}
 		}
@@ -110,7 +115,7 @@ func (l *loop) deadlines() {
 // read to the end, then what it has not read yet is taken back. What is left
 // stays with it.
 func (l *loop) becomeLate(k *link) {
-	for !k.gone && l.readMessage(k) {
+	for n := 0; n < allMessages && !k.gone && l.readMessage(k); n++ {
 	}
 	w := &l.table.workers[k.idx]
 	if w.flying.head == none || l.socks[w.flying.head].sent+int64(l.cfg.BusyAfter) > l.now {

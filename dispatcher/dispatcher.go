@@ -124,7 +124,7 @@ func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
 	var info ListenerInfo
 	var oerr error
 	err = d.do(context.Background(), func(l *loop) {
-		ln, e := l.open(c, s)
+		ln, e := l.open(c, s, nil)
 		if oerr = e; e == nil {
 			info = ln.info()
 		}

@@ -33,6 +33,8 @@ type link struct {
 	gone  bool // nothing more is sent or judged; Remove ends it
 	hung  bool // reported
 
+	drained bool // reported
+
 	acks, closed uint64 // of this process
 	listens      int
 	pings        uint64
@@ -49,7 +51,11 @@ type parcel struct {
 const (
 	messagesPerTurn = 64
 	maxListens      = 64
-	againEvery      = int64(5 * time.Millisecond)
+	// allMessages is more than a channel's buffer holds (about 280 messages of a
+	// frame at the default of 208 KiB): who has read so many has read all that was
+	// said before.
+	allMessages = 1024
+	againEvery  = int64(5 * time.Millisecond)
 )
 
 func (k *link) active() int64 { return int64(k.acks) - int64(k.closed) }
@@ -181,9 +187,10 @@ func (l *loop) cannotSend(k *link, err error, n int) {
 		fail = FailTooManyRefs
 		l.refsUntil = l.now + refsPause
 	case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN:
-		// It is going: its exit is under way, and Remove will judge.
+		// The worker has shut its end down. Its death alone would not show here:
+		// the duplicate of its end is open.
 		fail = FailPeerClosed
-		l.silence(k)
+		l.part(k, "channel closed")
 	default:
 		l.broke(k, "send: "+err.Error())
 	}
@@ -208,7 +215,17 @@ func (l *loop) broke(k *link, reason string) {
 		return
 	}
 	k.stats.ProtocolErrors++
+	l.part(k, reason)
+}
+
+// part leaves a worker that has to be killed. What it has not read goes to
+// others at once.
+func (l *loop) part(k *link, reason string) {
+	if k.gone {
+		return
+	}
 	l.silence(k)
+	l.recall(k, RedispatchWorkerExit, false)
 	if hook := l.cfg.Hooks.Broke; hook != nil {
 		id := k.id
 		l.event(func() { hook(id, reason) })
@@ -320,24 +337,26 @@ func (l *loop) flyingConn(k *link, seq uint64) (connID, bool) {
 
 // lastAnswers reads what a dead worker still said. Nothing but answers counts
 // now, and what is not understood is stepped over: an ack behind it means that a
-// byte may have been served.
+// byte may have been served. It begins with what is left of the message that
+// broke the protocol, and ends also if a stranger who holds the worker's end
+// goes on talking.
 func (l *loop) lastAnswers(k *link) {
-	for {
+	for range allMessages {
+		for {
+			more, err := k.ch.Next(&l.frame)
+			if !more || err != nil {
+				break
+			}
+			if c, ok := l.flyingConn(k, l.frame.Seq); ok && l.frame.Type == handoff.Ack {
+				l.acked(k, c)
+			}
+		}
 		err := k.ch.Receive()
 		if err == io.EOF || isAgain(err) { //nolint:errorlint // Receive returns it bare
 			return
 		}
 		if errno, ok := err.(syscall.Errno); ok && errno != syscall.ECONNRESET { //nolint:errorlint // as above
 			return
-		}
-		for err == nil {
-			var more bool
-			if more, err = k.ch.Next(&l.frame); !more {
-				break
-			}
-			if c, ok := l.flyingConn(k, l.frame.Seq); ok && l.frame.Type == handoff.Ack {
-				l.acked(k, c)
-			}
 		}
 	}
 }

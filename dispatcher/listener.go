@@ -52,17 +52,21 @@ const (
 
 func isTCP(network string) bool { return strings.HasPrefix(network, "tcp") }
 
+// inherited says that others have the socket too: the supervisor that opened it.
+func (ln *listener) inherited() bool { return ln.conf.Network == "fd" }
+
 func (ln *listener) info() ListenerInfo {
 	return ListenerInfo{Name: ln.conf.Name, Network: ln.network, Address: ln.addr,
 		Asked: ln.asked != nil, Shared: ln.shared, Backlog: ln.conf.Backlog}
 }
 
-// open makes s a listener. It owns s once it has returned no error.
-func (l *loop) open(c ListenerConfig, s *socket) (*listener, error) {
+// open makes s a listener, of the configuration or asked for. It owns s once it
+// has returned no error.
+func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, error) {
 	if l.draining {
 		return nil, ErrClosed
 	}
-	ln := &listener{conf: c, sock: s, network: s.network, addr: s.addr}
+	ln := &listener{conf: c, asked: a, sock: s, network: s.network, addr: s.addr}
 	ln.shared = s.packet() || l.cfg.Policy != SchedRR
 	ln.id = l.table.addListener()
 	ln.token = l.token(int(ln.id), 0)
@@ -160,6 +164,9 @@ func (l *loop) startClosing(ln *listener) {
 	ln.shaking = false
 	for _, s := range ln.sockets() {
 		switch {
+		case ln.inherited():
+			// Whoever opened it has it too, and a filter or a shutdown would be for
+			// them as well. What we leave in its queue is theirs.
 		case s.tcp():
 			if refuseNew(s.fd.Num()) == nil {
 				ln.shaking = true
@@ -200,9 +207,9 @@ func (l *loop) finishClosing(ln *listener) bool {
 		return l.now >= ln.closeBy || !ln.queued()
 	}
 	if l.acceptAt != 0 || l.queueFull {
-		return false // what is in the kernel's queue waits there
+		return ln.inherited() // what is in the kernel's queue waits there
 	}
-	return !l.acceptFrom(ln)
+	return !l.acceptFrom(ln) || ln.inherited() && l.now >= ln.closeBy
 }
 
 // look counts the handshakes under way, off the loop.
@@ -213,17 +220,21 @@ func (l *loop) look(ln *listener) {
 	ln.looking = true
 	_, p, _ := net.SplitHostPort(ln.addr)
 	port, _ := strconv.ParseUint(p, 10, 16)
-	d := l.d
-	l.event(func() {
-		n, err := handshakes(uint16(port))
-		d.post(func(l *loop) {
-			ln.looking = false
-			ln.shaking = err == nil && n > 0
-			ln.checkAt = l.now + closeCheck
-			if !ln.shaking {
-				ln.checkAt = l.now
-			}
-		})
+	l.d.helpers.Add(1)
+	go l.d.countHandshakes(ln, uint16(port)) // Close waits for it
+}
+
+// countHandshakes looks for the loop, which must not wait. ln is only passed on.
+func (d *Dispatcher) countHandshakes(ln *listener, port uint16) {
+	defer d.helpers.Done()
+	n, err := handshakes(port)
+	d.post(func(l *loop) {
+		ln.looking = false
+		ln.shaking = err == nil && n > 0
+		ln.checkAt = l.now + closeCheck
+		if !ln.shaking {
+			ln.checkAt = l.now
+		}
 	})
 }
 
@@ -276,7 +287,11 @@ func (l *loop) bury() {
 		if ln == nil || ln.closing || len(ln.sockets()) > 0 {
 			continue
 		}
-		if t := &l.table.listeners[ln.id]; t.waiting.len == 0 && t.flying == 0 {
+		t := &l.table.listeners[ln.id]
+		for c := t.waiting.head; c != none && ln.dropQueue; c = t.waiting.head {
+			l.drop(c, DropListenerClosed) // it came back: rejected by who has left, too
+		}
+		if t.waiting.len == 0 && t.flying == 0 {
 			l.table.removeListener(ln.id)
 			delete(l.byWire, ln.wire)
 			l.listeners[i] = nil

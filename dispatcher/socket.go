@@ -315,6 +315,11 @@ func inherited(f *os.File) (*socket, error) {
 		return nil, os.NewSyscallError("fcntl", derr)
 	}
 	s.fd = handoff.Own(dup)
+	// The loop must never wait in accept(2); a shared one is set back by open.
+	if err := unix.SetNonblock(dup, true); err != nil {
+		_ = s.fd.Close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
 	if err := s.inspect(); err != nil {
 		_ = s.fd.Close()
 		return nil, err
