@@ -1,0 +1,294 @@
+package worker
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"rrd/handoff"
+)
+
+// channel is this process's conversation with the master.
+type channel struct {
+	port         *handoff.Port
+	drainC       chan struct{} // closed by drainLocked
+	exit         func(code int)
+	beforeListen func() // once, before the first Listen
+
+	flushed atomic.Uint64 // acks that have left
+	sendMu  sync.Mutex    // held while sending; taken before mu
+	spare   []byte        // the other buffer of out
+
+	mu sync.Mutex
+
+	// The reading role. Whoever holds it owns msg.
+	role        role
+	readingFor  *endpoint // whose queue the role's holder waits for, if any
+	interrupted bool      // the read deadline is in the past
+	passes      uint64    // how often the role was given up by leaving
+	seenPasses  uint64    // passes at the last tick
+	msg         handoff.Message
+	waiting     []*waiter // in Accept or Listen without the role, oldest first
+
+	// What is to be sent, encoded, and what it amounts to.
+	out      []byte
+	acks     uint64 // acks ever written down
+	closed   uint32 // closes not yet told
+	closedAt time.Time
+	urgent   bool // send when mu is released
+
+	starving     bool      // an endpoint is starved: AGAIN with the next close
+	starvedUntil time.Time // or then
+
+	endpoints map[uint32]*endpoint
+	asks      map[uint64]*ask
+	nextAsk   uint64
+	started   bool // somebody reads, or will by the next tick
+	listened  bool // a listener was asked for: this process is a worker
+	ready     bool // READY was said
+	touches   bool // the master wants TOUCHED
+	draining  bool
+	drained   bool // DRAINED was said
+	gone      bool // the master is
+	exited    bool
+	open      int // connections that Accept is about to return or has returned
+	accepting int // goroutines in accept(2) of a shared listener
+	grace     time.Duration
+
+	tickArmed bool
+	tick      *time.Timer // tickTime: acks, and the role to the background
+	due       time.Time   // when later fires; zero if it does not
+	later     *time.Timer // queues, closes, descriptors
+}
+
+type role uint8
+
+const (
+	nobody role = iota
+	waiterReads
+	backgroundReads
+)
+
+// The times of the protocol. docs/protocol.md, "Times".
+const (
+	tickTime  = time.Millisecond       // an ack leaves at the latest
+	takeTime  = 20 * time.Millisecond  // a connection nobody takes is rejected
+	closeTime = 100 * time.Millisecond // closes are told at the latest
+	fdTime    = 100 * time.Millisecond // another try after the limit of open files
+	// defaultGrace is how long open connections may go on without a master that
+	// never told its drain timeout.
+	defaultGrace = 30 * time.Second
+)
+
+// newChannel takes ownership of port.
+func newChannel(port *handoff.Port) *channel {
+	ch := &channel{
+		port:      port,
+		drainC:    make(chan struct{}),
+		exit:      os.Exit,
+		endpoints: make(map[uint32]*endpoint),
+		asks:      make(map[uint64]*ask),
+		grace:     defaultGrace,
+	}
+	ch.tick = time.AfterFunc(time.Hour, ch.onTick)
+	ch.later = time.AfterFunc(time.Hour, ch.onLater)
+	ch.tick.Stop()
+	ch.later.Stop()
+	return ch
+}
+
+// start makes sure that the channel is read from now on, also while nobody is in
+// Accept.
+func (ch *channel) start() {
+	ch.mu.Lock()
+	ch.started = true
+	ch.armTickLocked()
+	ch.unlock()
+}
+
+// A waiter is one goroutine in Accept or Listen.
+type waiter struct {
+	ep   *endpoint // Accept: whose queue; may be nil
+	ln   *listener // Accept
+	ask  *ask      // Listen
+	wake chan struct{}
+}
+
+// ready reports whether the wait is over. Preconditions: mu is held.
+func (w *waiter) ready() bool {
+	if w.ask != nil {
+		return w.ask.done
+	}
+	return w.ln.closed || w.ep != nil && len(w.ep.queue) > 0
+}
+
+// awaitLocked returns when w is ready. It reads the channel itself unless another
+// goroutine does; what was written down is sent before it blocks. Preconditions:
+// mu is held, and is again afterwards.
+//
+// No wake-up is lost: a connection that is queued wakes a goroutine waiting for
+// its queue, or the reader will look for it before it reads again; a role that is
+// given up wakes whoever waits, and that one passes the role on if it leaves
+// without having read. A goroutine that was woken in vain waits again.
+func (ch *channel) awaitLocked(w *waiter) {
+	for !w.ready() {
+		if w.ep != nil {
+			ch.againLocked(w.ep)
+		}
+		switch {
+		case ch.role == nobody && !ch.gone:
+			ch.readLocked(waiterReads, w.ep)
+		case len(ch.out) > 0:
+			ch.mu.Unlock()
+			ch.flush()
+			ch.mu.Lock()
+		default:
+			ch.parkLocked(w)
+		}
+	}
+	ch.passRoleLocked()
+}
+
+// parkLocked waits for a wake-up. The background gives the role to whoever is in
+// Accept.
+func (ch *channel) parkLocked(w *waiter) {
+	if w.wake == nil {
+		w.wake = make(chan struct{}, 1)
+	}
+	ch.waiting = append(ch.waiting, w)
+	if ch.role == backgroundReads {
+		ch.interruptLocked()
+	}
+	ch.unlock()
+	<-w.wake
+	ch.mu.Lock()
+}
+
+// wakeLocked wakes the oldest waiter that match accepts, and reports whether
+// there was one. Each waiter is woken once: the next event wakes another.
+func (ch *channel) wakeLocked(match func(*waiter) bool) bool {
+	for i, w := range ch.waiting {
+		if match(w) {
+			copy(ch.waiting[i:], ch.waiting[i+1:])
+			last := len(ch.waiting) - 1
+			ch.waiting[last] = nil
+			ch.waiting = ch.waiting[:last]
+			w.wake <- struct{}{}
+			return true
+		}
+	}
+	return false
+}
+
+func anyWaiter(*waiter) bool { return true }
+
+// passRoleLocked hands the role, if nobody has it, to a goroutine that waits;
+// failing that, a tick will see to it.
+func (ch *channel) passRoleLocked() {
+	if ch.role != nobody || ch.gone {
+		return
+	}
+	ch.passes++
+	if !ch.wakeLocked(anyWaiter) {
+		ch.armTickLocked()
+	}
+}
+
+// interruptLocked makes a reader that is blocked look around.
+func (ch *channel) interruptLocked() {
+	if ch.role != nobody && !ch.interrupted {
+		ch.interrupted = true
+		_ = ch.port.SetReadDeadline(longAgo)
+	}
+}
+
+var longAgo = time.Unix(1, 0)
+
+// readLocked takes the role, reads one message, acts on it and gives the role
+// up. An interruption reads nothing. Preconditions: mu is held, and is again
+// afterwards; nobody has the role.
+func (ch *channel) readLocked(as role, ep *endpoint) {
+	ch.role, ch.readingFor = as, ep
+	ch.started = true
+	unsent := len(ch.out) > 0 && !ch.urgent
+	ch.unlock()
+	err := ch.receive(unsent)
+	ch.mu.Lock()
+	ch.role = nobody
+	if ch.interrupted {
+		ch.interrupted = false
+		_ = ch.port.SetReadDeadline(time.Time{})
+	}
+	switch {
+	case err == nil:
+		ch.dispatchLocked()
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		ch.endLocked(err)
+	}
+	ch.readingFor = nil
+	if ch.urgent {
+		ch.unlock()
+		ch.mu.Lock()
+	}
+}
+
+// receive waits for a message, sending first what was written down. With acks to
+// send it looks once without waiting: on a busy worker the next connection is
+// there, and more acks will share a message.
+func (ch *channel) receive(unsent bool) error {
+	if unsent {
+		if err := ch.tryReceive(); err != syscall.EAGAIN {
+			return err
+		}
+		ch.flush()
+	}
+	err := ch.port.Receive(&ch.msg)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// A master that died with messages of ours unread shows as a reset first;
+		// then what it had sent can still be read, up to the end (tried on Linux).
+		err = ch.port.Receive(&ch.msg)
+	}
+	return err
+}
+
+func (ch *channel) tryReceive() error {
+	err := ch.port.TryReceive(&ch.msg)
+	if err == syscall.ECONNRESET {
+		return syscall.EAGAIN
+	}
+	return err
+}
+
+// onTick runs on the tick timer's goroutine. It sends what is left over and, if
+// nobody has read since the tick before, becomes the background reader, until
+// somebody is in Accept again or the channel ends.
+func (ch *channel) onTick() {
+	ch.flush()
+	ch.mu.Lock()
+	ch.tickArmed = false
+	if len(ch.out) > 0 {
+		ch.armTickLocked()
+	}
+	for ch.role == nobody && !ch.gone && ch.started {
+		if ch.wakeLocked(anyWaiter) {
+			break
+		}
+		if ch.passes != ch.seenPasses {
+			ch.seenPasses = ch.passes
+			ch.armTickLocked()
+			break
+		}
+		ch.readLocked(backgroundReads, nil)
+	}
+	ch.unlock()
+}
+
+func (ch *channel) armTickLocked() {
+	if !ch.tickArmed {
+		ch.tickArmed = true
+		ch.tick.Reset(tickTime)
+	}
+}

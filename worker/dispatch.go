@@ -1,0 +1,188 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"rrd/handoff"
+)
+
+// dispatchLocked acts on the message in msg. Preconditions: mu is held.
+func (ch *channel) dispatchLocked() {
+	var now time.Time
+	m := &ch.msg
+	k := 0 // the next descriptor: the k-th belongs to the k-th frame that carries one
+	for i := range m.N {
+		f := &m.Frames[i]
+		switch f.Type {
+		case handoff.Hello:
+			ch.touches = f.Flags&handoff.HelloTouches != 0
+			ch.grace = time.Duration(f.Seq) * time.Millisecond
+		case handoff.Handoff:
+			if now.IsZero() {
+				now = time.Now()
+			}
+			h := handedOff{fd: handoff.Own(m.FDs[k].Release()), seq: f.Seq, at: now}
+			ch.handedOffLocked(f.Listener, h)
+			k++
+		case handoff.Listening:
+			ch.answeredLocked(f, &m.FDs[0])
+		case handoff.Drain:
+			ch.drainLocked()
+		case handoff.Ping:
+			ch.sayNowLocked(handoff.Frame{Type: handoff.Pong, Seq: f.Seq})
+		}
+		// A frame of a later version is none of ours.
+	}
+	m.Close() // surplus descriptors
+}
+
+// handedOffLocked queues a connection or rejects it.
+func (ch *channel) handedOffLocked(id uint32, h handedOff) {
+	ep := ch.endpoints[id]
+	switch {
+	case ch.draining:
+		ch.refuseLocked(h, handoff.ReasonDraining)
+	case ep == nil || ep.listeners == 0:
+		ch.refuseLocked(h, handoff.ReasonClosed)
+	case !h.fd.Valid():
+		ch.refuseLocked(h, handoff.ReasonFDLimit)
+		ch.starveLocked(ep)
+	default:
+		ch.pushLocked(ep, h)
+	}
+}
+
+// An ask is a LISTEN that waits for its answer.
+type ask struct {
+	done   bool
+	err    error
+	ep     *endpoint
+	flags  uint16
+	fd     handoff.FD // the shared socket
+	bound  address
+	broken bool // the shared socket did not arrive
+}
+
+// answeredLocked notes the answer to a LISTEN. It makes the endpoint at once, as
+// handoffs may follow before the asking goroutine runs.
+func (ch *channel) answeredLocked(f *handoff.Frame, fd *handoff.FD) {
+	a := ch.asks[f.Seq]
+	if a == nil {
+		return
+	}
+	delete(ch.asks, f.Seq)
+	a.done = true
+	text := string(f.Payload)
+	if f.Arg != 0 {
+		errno := syscall.Errno(f.Arg)
+		if a.err = os.NewSyscallError("bind", errno); text != "" {
+			a.err = &refusal{text, errno}
+		}
+	} else {
+		a.flags = f.Flags
+		a.bound.network, a.bound.text, _ = strings.Cut(text, "\x00")
+		a.fd = handoff.Own(fd.Release())
+		a.ep = ch.endpointLocked(f.Listener)
+		a.ep.listeners++
+	}
+	ch.wakeLocked(func(w *waiter) bool { return w.ask == a })
+}
+
+// drainLocked stops accepting, for good. Who is in Accept stays there.
+func (ch *channel) drainLocked() {
+	if ch.draining {
+		return
+	}
+	ch.draining = true
+	for _, ep := range ch.endpoints {
+		ch.refuseAllLocked(ep, handoff.ReasonDraining)
+		interruptShared(ep)
+	}
+	ch.closeDrainC()
+	ch.drainedLocked()
+}
+
+func (ch *channel) closeDrainC() {
+	select {
+	case <-ch.drainC:
+	default:
+		close(ch.drainC)
+	}
+}
+
+// drainedLocked reports the end of a drain, once: nothing is open, and no accept
+// of a shared listener is under way that could still open something.
+func (ch *channel) drainedLocked() {
+	if ch.draining && !ch.drained && ch.open == 0 && ch.accepting == 0 {
+		ch.drained = true
+		ch.sayNowLocked(handoff.Frame{Type: handoff.Drained})
+	}
+}
+
+// endLocked is the end of the channel: the master is gone, or speaks nonsense,
+// which is the same to us. What was read is still served, nothing more is
+// accepted, and when all is finished the process ends.
+func (ch *channel) endLocked(err error) {
+	ch.gone = true
+	ch.out = ch.out[:0]
+	for _, ep := range ch.endpoints {
+		interruptShared(ep)
+	}
+	for seq, a := range ch.asks {
+		delete(ch.asks, seq)
+		a.done, a.err = true, errGone
+		ch.wakeLocked(func(w *waiter) bool { return w.ask == a })
+	}
+	if errors.Is(err, os.ErrClosed) {
+		ch.listened = false // closed by this process: it lives on
+		return
+	}
+	// The log may have been a pipe to the master.
+	signal.Ignore(syscall.SIGPIPE)
+	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		fmt.Fprintf(os.Stderr, "rrd worker: read channel to the master: %v: finishing\n", err)
+	}
+	ch.closeDrainC()
+	if ch.grace > 0 {
+		time.AfterFunc(ch.grace, ch.onGraceOver) // ends with the process
+	}
+	ch.exitIfDoneLocked()
+}
+
+var errGone = errors.New("master of rrd is gone")
+
+// exitIfDoneLocked ends a process that has no master and no connection.
+func (ch *channel) exitIfDoneLocked() {
+	if !ch.gone || !ch.listened || ch.open > 0 || ch.accepting > 0 {
+		return
+	}
+	for _, ep := range ch.endpoints {
+		if len(ep.queue) > 0 {
+			return
+		}
+	}
+	ch.exitLocked()
+}
+
+// onGraceOver runs on a timer's goroutine.
+func (ch *channel) onGraceOver() {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.listened {
+		ch.exitLocked()
+	}
+}
+
+func (ch *channel) exitLocked() {
+	if !ch.exited {
+		ch.exited = true
+		ch.exit(0)
+	}
+}

@@ -1,0 +1,230 @@
+package worker
+
+import (
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+
+	"rrd/handoff"
+	"rrd/test/leakcheck"
+)
+
+// share makes a listener whose socket is lent to the worker.
+func (m *master) share(ch *channel, id uint32, network string) (net.Listener, net.Listener) {
+	m.Helper()
+	addr := "127.0.0.1:0"
+	if network == "unix" {
+		addr = m.TempDir() + "/s"
+	}
+	own, err := net.Listen(network, addr)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _ = own.Close() })
+	c := later(func() (net.Listener, error) { return ch.listen(network, addr) })
+	f := m.expect(handoff.Listen)
+	f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: id, Flags: handoff.ListeningShared,
+		Payload: []byte(network + "\x00" + own.Addr().String())}
+	d := dup(m.TB, own.(syscall.Conn))
+	defer d.Close()
+	if err := m.c.Send(&f, d); err != nil {
+		m.Fatal(err)
+	}
+	ln, err := wait(m.TB, c)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _ = ln.Close() })
+	return ln, own
+}
+
+func dial(t testing.TB, ln net.Listener) net.Conn {
+	t.Helper()
+	c, err := net.Dial(ln.Addr().Network(), ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestSharedAccepts(t *testing.T) {
+	leakcheck.Check(t)
+	for _, network := range []string{"tcp", "unix"} {
+		m := newMaster(t)
+		ch := m.worker(0)
+		ln, own := m.share(ch, 1, network)
+		if ln.Addr().String() != own.Addr().String() {
+			t.Errorf("Addr %v, want %v", ln.Addr(), own.Addr())
+		}
+		c := accept(t, ln)
+		m.expect(handoff.Ready)
+		client := dial(t, own)
+		conn := accepted(t, c)
+		exchange(t, client, conn)
+		_ = conn.Close()
+		_ = ln.Close()
+		m.expect(handoff.Leave) // and no ACK or CLOSED before
+	}
+}
+
+// The master hands off what it took from the socket of a slot without a worker.
+func TestSharedAlsoTakesHandoffs(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln, own := m.share(ch, 1, "tcp")
+	for range 5 {
+		c := accept(t, ln)
+		client, seq := m.handOff(1)
+		exchange(t, client, accepted(t, c))
+		m.until(handoff.Ack, seq)
+		c = accept(t, ln)
+		exchange(t, dial(t, own), accepted(t, c))
+	}
+}
+
+func TestSharedHandoffNobodyTakes(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln, _ := m.share(ch, 1, "tcp")
+	_, seq := m.handOff(1)
+	m.expectReject(seq, handoff.ReasonBusy)
+	accept(t, ln)
+	m.expect(handoff.Ready)
+	m.expect(handoff.Again)
+	_ = ln.Close()
+}
+
+func TestSharedDrainStopsAcceptingThenDrains(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln, own := m.share(ch, 1, "tcp")
+	c := accept(t, ln)
+	dial(t, own)
+	conn := accepted(t, c)
+	blocked := accept(t, ln)
+	m.expect(handoff.Ready)
+	m.send(handoff.Frame{Type: handoff.Drain})
+	<-ch.drainC
+	eventually(t, func() bool {
+		ch.mu.Lock()
+		defer ch.mu.Unlock()
+		return ch.accepting == 0
+	})
+	other := accept(t, own) // another worker on the same socket
+	client := dial(t, own)
+	exchange(t, client, accepted(t, other))
+	_ = conn.Close()
+	m.expect(handoff.Drained)
+	if len(blocked) > 0 {
+		t.Error("Accept has returned")
+	}
+	_ = ln.Close()
+	if _, err := wait(t, blocked); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept ends with %v", err)
+	}
+}
+
+func TestSharedCloseEndsAccept(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln, own := m.share(ch, 1, "tcp")
+	blocked := accept(t, ln)
+	m.expect(handoff.Ready)
+	_ = ln.Close()
+	if _, err := wait(t, blocked); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept ends with %v", err)
+	}
+	m.expect(handoff.Leave)
+	c := accept(t, own) // the socket lives on
+	dial(t, own)
+	accepted(t, c)
+}
+
+func TestSharedMasterGone(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	exited := exits(ch)
+	ln, own := m.share(ch, 1, "tcp")
+	c := accept(t, ln)
+	dial(t, own)
+	conn := accepted(t, c)
+	blocked := accept(t, ln)
+	m.die()
+	<-ch.drainC
+	_ = conn.Close()
+	eventually(t, func() bool { return exited.Load() > 0 })
+	_ = ln.Close()
+	_, _ = wait(t, blocked)
+}
+
+func TestPackets(t *testing.T) {
+	leakcheck.Check(t)
+	m := newMaster(t)
+	ch := m.worker(0)
+	own, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	asked := later(func() (net.PacketConn, error) { return ch.listenPacket("udp", ":53") })
+	f := m.expect(handoff.Listen)
+	f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: 4,
+		Flags: handoff.ListeningShared | handoff.ListeningPacket, Payload: []byte("udp\x00" + own.LocalAddr().String())}
+	d := dup(t, own.(*net.UDPConn))
+	defer d.Close()
+	if err := m.c.Send(&f, d); err != nil {
+		t.Fatal(err)
+	}
+	c, err := wait(t, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.expect(handoff.Ready)
+	client := later(func() (net.Conn, error) { return net.Dial("udp", own.LocalAddr().String()) })
+	conn, err := wait(t, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("q")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 8)
+	n, from, err := c.ReadFrom(b)
+	if err != nil || n != 1 || from.String() != conn.LocalAddr().String() {
+		t.Errorf("%d %v %v", n, from, err)
+	}
+	m.send(handoff.Frame{Type: handoff.Drain})
+	m.expect(handoff.Drained)
+	_ = c.Close()
+	m.expect(handoff.Leave)
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+func TestWrongKindOfSocket(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	asked := later(func() (net.PacketConn, error) { return ch.listenPacket("udp", ":53") })
+	f := m.expect(handoff.Listen)
+	m.send(handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: 4, Payload: []byte("tcp\x00:1")})
+	if _, err := wait(t, asked); !errors.Is(err, errWrongKind) {
+		t.Errorf("%v", err)
+	}
+	m.expect(handoff.Leave)
+	_, d := pair(t, "tcp")
+	defer d.Close()
+	again := later(func() (net.Listener, error) { return ch.listen("tcp", ":53") })
+	f = m.expect(handoff.Listen)
+	f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: 5, Flags: handoff.ListeningShared | handoff.ListeningPacket}
+	if err := m.c.Send(&f, d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wait(t, again); !errors.Is(err, errWrongKind) {
+		t.Errorf("%v", err)
+	}
+	m.expect(handoff.Leave)
+}
