@@ -47,11 +47,16 @@ type config struct {
 	HandoffWindow int
 	BusyAfter     time.Duration
 	HangTimeout   time.Duration
+	HangSignal    syscall.Signal // KILL, or ABRT with a KILL after StopTimeout
 	RescueLimit   int
+	// MaxConnectionsActive is how many open connections a worker may have and
+	// still be offered more; 0 is no limit.
+	MaxConnectionsActive int
 
 	WorkerProtocol pool.Protocol
 	StartTimeout   time.Duration
 	ReadyAfter     time.Duration
+	UnhealthyAfter time.Duration // of failing its own health check, to its replacement
 	DrainTimeout   time.Duration
 	StopTimeout    time.Duration
 	StopSignal     syscall.Signal

@@ -31,6 +31,7 @@ const policyAuto = "auto"
 const (
 	maxQueue  = 1 << 20
 	maxWindow = 1024
+	maxActive = 1_000_000
 	maxNoFile = 1 << 30
 )
 
@@ -48,14 +49,20 @@ var settings = []setting{
 	{name: "handoff-window", def: one("4"), apply: number(1, maxWindow, func(c *config) *int { return &c.HandoffWindow })},
 	{name: "busy-after", def: one("50ms"), apply: timeout(func(c *config) *time.Duration { return &c.BusyAfter })},
 	{name: "hang-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.HangTimeout })},
+	{name: "hang-signal", def: one("KILL"), apply: single(func(_ *host, c *config, v string) (err error) {
+		c.HangSignal, err = parseSignal(v, hangSignals)
+		return err
+	})},
 	{name: "rescue-limit", def: one("1024"), apply: number(0, maxQueue, func(c *config) *int { return &c.RescueLimit })},
+	{name: "worker-max-connections-active", def: one("0"), apply: number(0, maxActive, func(c *config) *int { return &c.MaxConnectionsActive })},
 
 	{name: "start-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.StartTimeout })},
 	{name: "ready-after", def: one("1s"), apply: timeout(func(c *config) *time.Duration { return &c.ReadyAfter })},
+	{name: "unhealthy-after", def: one("10s"), apply: timeout(func(c *config) *time.Duration { return &c.UnhealthyAfter })},
 	{name: "drain-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.DrainTimeout })},
 	{name: "stop-timeout", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.StopTimeout })},
 	{name: "stop-signal", def: one("TERM"), apply: single(func(_ *host, c *config, v string) (err error) {
-		c.StopSignal, err = parseSignal(v)
+		c.StopSignal, err = parseSignal(v, stopSignals)
 		return err
 	})},
 	{name: "restart", def: one("always"), apply: single(func(_ *host, c *config, v string) error {

@@ -57,20 +57,25 @@ func choice[T ~string](field *T, v string, legal []T) error {
 	return badValue(v, "is not one of %s", strings.Join(names, ", "))
 }
 
-// stopSignals are those that a program may take as a request to stop. KILL is
-// not a request, and STOP or CONT would never end a worker.
-var stopSignals = []struct {
+type namedSignal struct {
 	name   string
 	signal syscall.Signal
-}{
+}
+
+// stopSignals are those that a program may take as a request to stop. KILL is
+// not a request, and STOP or CONT would never end a worker.
+var stopSignals = []namedSignal{
 	{"TERM", syscall.SIGTERM}, {"INT", syscall.SIGINT}, {"QUIT", syscall.SIGQUIT}, {"HUP", syscall.SIGHUP},
 	{"USR1", syscall.SIGUSR1}, {"USR2", syscall.SIGUSR2}, {"WINCH", syscall.SIGWINCH}, {"ABRT", syscall.SIGABRT},
 }
 
-// parseSignal accepts names in any case, with or without SIG.
-func parseSignal(v string) (syscall.Signal, error) {
-	names := make([]string, len(stopSignals))
-	for i, s := range stopSignals {
+// hangSignals end a hung worker: at once, or with a trace of its stacks or a core dump.
+var hangSignals = []namedSignal{{"KILL", syscall.SIGKILL}, {"ABRT", syscall.SIGABRT}}
+
+// parseSignal accepts the legal names in any case, with or without SIG.
+func parseSignal(v string, legal []namedSignal) (syscall.Signal, error) {
+	names := make([]string, len(legal))
+	for i, s := range legal {
 		if strings.TrimPrefix(strings.ToUpper(v), "SIG") == s.name {
 			return s.signal, nil
 		}
