@@ -56,9 +56,15 @@ const Patience = 10 * time.Second
 // leaves things open, and its own message is the one to read.
 //
 // A test binary that plays other parts as well (a worker, a helper) decides that
-// before it calls Main.
-func Main(m *testing.M) {
-	os.Exit(run(m.Run, os.Stderr, Patience))
+// before it calls Main. The cleanups run after the tests, however they ended.
+func Main(m *testing.M, cleanups ...func()) {
+	os.Exit(run(func() int {
+		code := m.Run()
+		for _, clean := range cleanups {
+			clean()
+		}
+		return code
+	}, os.Stderr, Patience))
 }
 
 func run(tests func() int, stderr io.Writer, patience time.Duration) int {

@@ -1,0 +1,250 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"rrd/test/leakcheck"
+)
+
+// measure is what an idle master has.
+type measure struct {
+	fds        map[int]string
+	goroutines int
+}
+
+func (m *Master) measure() (*measure, error) {
+	_, samples, err := m.scrape()
+	if err != nil {
+		return nil, err
+	}
+	fds, err := FDs(m.MasterPID())
+	if err != nil {
+		return nil, err
+	}
+	// The end of a connection to /metrics may still be on its way out.
+	if left := m.toMetrics(fds); left > 0 {
+		return nil, fmt.Errorf("%d descriptors are about to be closed", left)
+	}
+	return &measure{fds: fds, goroutines: int(samples["go_goroutines"])}, nil
+}
+
+// toMetrics counts connected sockets of the HTTP address: more than the listener.
+func (m *Master) toMetrics(fds map[int]string) int {
+	text, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return 0
+	}
+	_, port, _ := net.SplitHostPort(m.metrics)
+	var n int
+	fmt.Sscan(port, &n)
+	local := fmt.Sprintf("0100007F:%04X", n)
+	left := 0
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 10 || f[1] != local || f[3] == "0A" { // LISTEN
+			continue
+		}
+		for _, target := range fds {
+			if target == "socket:["+f[9]+"]" {
+				left++
+			}
+		}
+	}
+	return left
+}
+
+// Rebase takes the master's present descriptors and goroutines as those that it
+// must have at the end. It waits until two looks agree.
+func (m *Master) Rebase() {
+	m.t.Helper()
+	m.AllReady()
+	var last *measure
+	Poll(m.t, "the number of descriptors and goroutines to settle", func() error {
+		now, err := m.measure()
+		if err != nil {
+			return err
+		}
+		before := last
+		last = now
+		if before == nil || len(before.fds) != len(now.fds) || before.goroutines != now.goroutines {
+			return errors.New("still changing")
+		}
+		return nil
+	})
+	m.base = last
+}
+
+// end is the check that every test ends with.
+func (m *Master) end() {
+	m.t.Helper()
+	defer m.report()
+	if !m.gone() && !m.t.Failed() {
+		m.checkRunning()
+	}
+	m.stop()
+	if m.t.Failed() {
+		m.killAll()
+	}
+	m.checkEnded()
+}
+
+// checkRunning looks at the master while it still runs and nobody uses it.
+func (m *Master) checkRunning() {
+	m.t.Helper()
+	if !m.o.NoMetrics && m.metrics != "" {
+		err := poll(Patience, func() error {
+			s, err := m.status()
+			if err == nil && s.Open() > 0 {
+				err = fmt.Errorf("%d connections are queued or in flight", s.Open())
+			}
+			return err
+		})
+		if err != nil {
+			m.t.Errorf("at the end: %v", err)
+		}
+	}
+	if m.base != nil {
+		if err := poll(Patience/3, m.checkMeasure); err != nil {
+			m.t.Errorf("at the end: %v", err)
+		}
+	}
+	err := poll(Patience/3, func() error {
+		for pid, state := range Children(m.MasterPID()) {
+			if state == 'Z' {
+				return fmt.Errorf("process %d is a zombie", pid)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		m.t.Errorf("at the end: %v", err)
+	}
+}
+
+func (m *Master) checkMeasure() error {
+	now, err := m.measure()
+	if err != nil {
+		return err
+	}
+	if len(now.fds) != len(m.base.fds) {
+		var b strings.Builder
+		for _, d := range []struct {
+			sign    string
+			of, not map[int]string
+		}{{"+", now.fds, m.base.fds}, {"-", m.base.fds, now.fds}} {
+			for n, target := range d.of {
+				if d.not[n] != target {
+					fmt.Fprintf(&b, " %s%d %s", d.sign, n, target)
+				}
+			}
+		}
+		return fmt.Errorf("%d descriptors, before the load %d:%s", len(now.fds), len(m.base.fds), b.String())
+	}
+	if now.goroutines != m.base.goroutines {
+		return fmt.Errorf("%d goroutines, before the load %d", now.goroutines, m.base.goroutines)
+	}
+	return nil
+}
+
+// stop ends the master if it still runs and checks its exit code.
+func (m *Master) stop() {
+	m.t.Helper()
+	if !m.gone() {
+		sig := syscall.SIGTERM
+		if m.t.Failed() {
+			sig = syscall.SIGKILL // what failed may hang, and is known already
+		}
+		_ = m.cmd.Process.Signal(sig)
+	}
+	select {
+	case <-m.exited:
+	case <-time.After(Patience):
+		m.t.Errorf("the master has not ended in %v", Patience)
+		_ = m.cmd.Process.Kill()
+		<-m.exited
+	}
+	if m.t.Failed() {
+		return
+	}
+	if code := m.state.ExitCode(); code != m.o.ExitCode {
+		m.t.Errorf("it ended with %v, want exit code %d", m.state, m.o.ExitCode)
+	}
+}
+
+// killAll ends what a failed test has left, by its mark.
+func (m *Master) killAll() {
+	for _, pid := range marked(m.mark) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+func (m *Master) checkEnded() {
+	m.t.Helper()
+	leakcheck.NoProcess(m.t, m.mark)
+	for _, s := range []*stream{m.log, m.out} {
+		select {
+		case <-s.ended:
+		case <-time.After(Patience):
+			m.t.Errorf("somebody still holds the master's output")
+		}
+	}
+	if m.t.Failed() {
+		return
+	}
+	left := slices.DeleteFunc(m.files(), func(name string) bool { return slices.Contains(m.o.LeavesFiles, filepath.Base(name)) })
+	if len(left) > 0 {
+		m.t.Errorf("files are left: %q", left)
+	}
+	for _, e := range m.Events(Named("listener.open")) {
+		if err := m.closed(e); err != nil {
+			m.t.Error(err)
+		}
+	}
+}
+
+// closed checks that a listener answers nobody any more.
+func (m *Master) closed(e Event) error {
+	network, address := e.Str("network"), e.Str("address")
+	if strings.HasPrefix(network, "udp") || m.inherited(e.Str("listener")) {
+		return nil
+	}
+	if network == "unix" {
+		if _, err := os.Lstat(address); err == nil {
+			return fmt.Errorf("the socket %s is still there", address)
+		}
+		return nil
+	}
+	c, err := net.DialTimeout("tcp", address, time.Second)
+	if err == nil {
+		_ = c.Close()
+		return fmt.Errorf("%s is still listening", address)
+	}
+	return nil
+}
+
+// inherited listeners are not the master's to close.
+func (m *Master) inherited(name string) bool {
+	return slices.ContainsFunc(m.o.Listen, func(v string) bool {
+		return strings.HasPrefix(v, "fd:") && v == name || strings.HasPrefix(v, name+"=fd:")
+	})
+}
+
+func (m *Master) report() {
+	if !m.t.Failed() {
+		return
+	}
+	text := m.Log()
+	const most = 12_000
+	if len(text) > most {
+		text = text[:most/3] + "\n[...]\n" + text[len(text)-most*2/3:]
+	}
+	m.t.Logf("%s: %v\nstderr:\n%s\nstdout:\n%.4000s", strings.Join(m.cmd.Args[1:], " "), m.state, text, m.Stdout())
+}
