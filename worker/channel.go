@@ -40,8 +40,9 @@ type channel struct {
 	closedAt time.Time
 	urgent   bool // send when mu is released
 
-	starving     bool      // an endpoint is starved: AGAIN with the next close
-	starvedUntil time.Time // or then
+	starving     bool      // an endpoint is starved: AGAIN with the next close,
+	eatAt        time.Time // not before this
+	starvedUntil time.Time // and at the latest then
 
 	endpoints map[uint32]*endpoint
 	asks      map[uint64]*ask
@@ -78,6 +79,7 @@ const (
 	takeTime  = 20 * time.Millisecond  // a connection nobody takes is rejected
 	closeTime = 100 * time.Millisecond // closes are told at the latest
 	fdTime    = 100 * time.Millisecond // another try after the limit of open files
+	againTime = 10 * time.Millisecond  // the same when a descriptor became free
 	// defaultGrace is how long open connections may go on without a master that
 	// never told its drain timeout.
 	defaultGrace = 30 * time.Second

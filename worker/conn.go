@@ -120,7 +120,7 @@ func (h *hold) close(c interface {
 		ch.closedLocked()
 	}
 	if ch.starving {
-		ch.feedLocked()
+		ch.roomLocked()
 	}
 	ch.doneLocked()
 	ch.unlock()

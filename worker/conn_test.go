@@ -61,10 +61,13 @@ func TestTouchedOnce(t *testing.T) {
 
 func TestTouchedUnixOnce(t *testing.T) {
 	for name, touch := range map[string]func(client net.Conn, c *UnixConn){
-		"read":       func(client net.Conn, c *UnixConn) { _, _ = client.Write([]byte("x")); _, _ = c.Read(make([]byte, 1)) },
-		"read from":  func(client net.Conn, c *UnixConn) { _ = client.Close(); _, _, _ = c.ReadFrom(make([]byte, 1)) },
-		"read unix":  func(client net.Conn, c *UnixConn) { _ = client.Close(); _, _, _ = c.ReadFromUnix(make([]byte, 1)) },
-		"read msg":   func(client net.Conn, c *UnixConn) { _ = client.Close(); _, _, _, _, _ = c.ReadMsgUnix(make([]byte, 1), nil) },
+		"read":      func(client net.Conn, c *UnixConn) { _, _ = client.Write([]byte("x")); _, _ = c.Read(make([]byte, 1)) },
+		"read from": func(client net.Conn, c *UnixConn) { _ = client.Close(); _, _, _ = c.ReadFrom(make([]byte, 1)) },
+		"read unix": func(client net.Conn, c *UnixConn) { _ = client.Close(); _, _, _ = c.ReadFromUnix(make([]byte, 1)) },
+		"read msg": func(client net.Conn, c *UnixConn) {
+			_ = client.Close()
+			_, _, _, _, _ = c.ReadMsgUnix(make([]byte, 1), nil)
+		},
 		"write":      func(_ net.Conn, c *UnixConn) { _, _ = c.Write([]byte("x")) },
 		"write to":   func(_ net.Conn, c *UnixConn) { _, _ = c.WriteTo([]byte("x"), c.RemoteAddr()) },
 		"write unix": func(_ net.Conn, c *UnixConn) { _, _ = c.WriteToUnix([]byte("x"), nil) },
@@ -119,6 +122,20 @@ func TestCloseIsSeenAtOnce(t *testing.T) {
 		if err := conn.Close(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: second Close: %v", network, err)
 		}
+	}
+}
+
+// What a reader sees between the two halves of Close is a close as well.
+func TestShutdownLooksLikeClose(t *testing.T) {
+	_, _, conn, _ := connPair(t, "tcp", 0)
+	c := conn.(*Conn)
+	if err := c.h.ended("read", c.TCPConn, io.EOF); err != io.EOF {
+		t.Errorf("before Close: %v", err)
+	}
+	_ = conn.Close()
+	var op *net.OpError
+	if err := c.h.ended("read", c.TCPConn, io.EOF); !errors.Is(err, net.ErrClosed) || !errors.As(err, &op) || op.Op != "read" {
+		t.Errorf("after Close: %v", err)
 	}
 }
 

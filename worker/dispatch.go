@@ -61,13 +61,12 @@ func (ch *channel) handedOffLocked(id uint32, h handedOff) {
 
 // An ask is a LISTEN that waits for its answer.
 type ask struct {
-	done   bool
-	err    error
-	ep     *endpoint
-	flags  uint16
-	fd     handoff.FD // the shared socket
-	bound  address
-	broken bool // the shared socket did not arrive
+	done  bool
+	err   error
+	ep    *endpoint
+	flags uint16
+	fd    handoff.FD // the shared socket
+	bound address
 }
 
 // answeredLocked notes the answer to a LISTEN. It makes the endpoint at once, as

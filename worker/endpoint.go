@@ -92,8 +92,19 @@ func (ch *channel) refuseAllLocked(ep *endpoint, why handoff.Reason) {
 func (ch *channel) starveLocked(ep *endpoint) {
 	ep.starved = true
 	ch.starving = true
-	ch.starvedUntil = time.Now().Add(fdTime)
+	now := time.Now()
+	ch.eatAt, ch.starvedUntil = now.Add(againTime), now.Add(fdTime)
 	ch.armLaterLocked(ch.starvedUntil)
+}
+
+// roomLocked notes that a descriptor has become free. Preconditions: starving.
+func (ch *channel) roomLocked() {
+	if time.Now().Before(ch.eatAt) {
+		ch.starvedUntil = ch.eatAt
+		ch.armLaterLocked(ch.eatAt)
+		return
+	}
+	ch.feedLocked()
 }
 
 // feedLocked asks for more. Preconditions: starving.

@@ -254,12 +254,12 @@ func roleFDLimit() error {
 		fillers = append(fillers, f)
 	}
 	room, _ := strconv.Atoi(os.Getenv("ROOM"))
-	limit := uint64(last) + 1 + uint64(room)
 	var old syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		return err
 	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit, Max: old.Max}); err != nil {
+	set(&old.Cur, int(last)+1+room)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		return err
 	}
 	go closeOnByte(first) // ends with the process
@@ -271,6 +271,9 @@ func roleFDLimit() error {
 	_, err = io.Copy(second, second)
 	return err
 }
+
+// set hides that the field is signed on some systems.
+func set[T int64 | uint64](field *T, n int) { *field = T(n) }
 
 var fillers []*os.File // open to the end
 

@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"errors"
+	"syscall"
 	"time"
 
 	"rrd/handoff"
@@ -82,7 +84,7 @@ func (ch *channel) flush() {
 	ch.spare = b
 	for len(b) > 0 {
 		n := min(len(b), handoff.MaxFrames*handoff.FrameSize)
-		if ch.port.Send(b[:n]) != nil {
+		if ch.sendAll(b[:n]) != nil {
 			break // the reader finds out, after what the master had still sent
 		}
 		b = b[n:]
@@ -95,7 +97,19 @@ func (ch *channel) send(f *handoff.Frame) error {
 	ch.flush()
 	ch.sendMu.Lock()
 	defer ch.sendMu.Unlock()
-	return ch.port.Send(f.Append(nil))
+	return ch.sendAll(f.Append(nil))
+}
+
+// sendAll sends one message, later if the kernel is short of memory: an answer
+// must not be lost. Preconditions: sendMu is held.
+func (ch *channel) sendAll(b []byte) error {
+	for {
+		err := ch.port.Send(b)
+		if !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ENOMEM) {
+			return err
+		}
+		time.Sleep(tickTime)
+	}
 }
 
 // tellClosedLocked writes down how many acked connections were closed.

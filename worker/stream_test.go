@@ -112,3 +112,11 @@ func TestStreamChannel(t *testing.T) {
 		t.Errorf("saw %v", saw)
 	}
 }
+
+// A master that speaks nonsense is as good as gone.
+func TestNonsenseEndsTheChannel(t *testing.T) {
+	m, ch := newStreamMaster(t)
+	ch.start()
+	m.write(make([]byte, handoff.FrameSize))
+	<-ch.drainC
+}
