@@ -123,7 +123,7 @@ func TestDocumentedEvents(t *testing.T) {
 	_, table, _ := strings.Cut(document(t, "docs/operation.md"), "\n## Log\n")
 	table, _, _ = strings.Cut(table, "\n## ")
 	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\|([^|]*)\\|").FindAllStringSubmatch(table, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\|([^|]*)\|`).FindAllStringSubmatch(table, -1) {
 		for _, name := range regexp.MustCompile("`([a-z._]+)`").FindAllStringSubmatch(row[1], -1) {
 			documented[name[1]] = true
 		}
