@@ -14,10 +14,7 @@ func (l *loop) answers(k *link, writable bool) {
 		return
 	}
 	if writable && k.full {
-		l.sendUnsent(k)
-		if len(k.unsent) == 0 {
-			l.setFull(k, false)
-		}
+		l.writable(k)
 	}
 	for range messagesPerTurn {
 		if !l.readMessage(k) {
@@ -52,7 +49,7 @@ func (l *loop) readMessage(k *link) bool {
 		}
 		l.heed(k, &l.frame)
 	}
-	k.alive = true
+	k.alive, k.heard = true, l.now
 	if k.late {
 		l.recover(k)
 	}
@@ -92,6 +89,8 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 			return
 		}
 		k.ready = true
+		k.touches = f.Flags&handoff.ReadyTouches != 0
+		l.noteReader(k)
 		if k.state == handoff.Starting {
 			k.state = handoff.Serving
 		}
@@ -114,10 +113,18 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		}
 		k.closed += uint64(f.Arg)
 		k.stats.Reported = true
+		if l.cfg.MaxActive > 0 {
+			l.limit(k)
+		}
 	case handoff.Bye:
 		k.state = handoff.Over
 		l.part(k, "BYE: it has left its channel")
-	case handoff.Pong, handoff.Touched:
+	case handoff.Pong:
+		l.pong(k, f.Seq)
+	case handoff.Touched:
+		l.touched(k, f.Seq)
+	case handoff.Health:
+		l.health(k, f.Arg != 0)
 	default: // Legal has refused what the master says itself
 	}
 }
@@ -138,10 +145,17 @@ func (l *loop) acked(k *link, c connID) {
 	k.stats.Acks++
 	k.acks++
 	l.listeners[l.table.conns[c].listener].stats.Acked++
-	l.unfly(c)
-	l.table.ack(c)
-	_ = s.fd.Close()
+	if ln := l.listeners[l.table.conns[c].listener]; l.keepable(k, ln) {
+		l.keep(c)
+	} else {
+		l.unfly(c)
+		l.table.ack(c)
+		l.closeConn(s)
+	}
 	l.refsUntil = 0
+	if l.cfg.MaxActive > 0 {
+		l.limit(k)
+	}
 }
 
 func (l *loop) rejected(k *link, c connID, why handoff.Reason) {

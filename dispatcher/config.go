@@ -27,6 +27,12 @@ type Config struct {
 	// HangTimeout: a worker that owes an answer for longer is reported to
 	// Hooks.Hung; 0: never.
 	HangTimeout time.Duration
+	// RescueLimit is how many copies of acked, untouched connections are kept at
+	// most; 0: none, nothing is rescued.
+	RescueLimit int
+	// MaxActive is how many connections a worker that reports closes may have
+	// open; 0: no limit.
+	MaxActive int
 	// DrainTimeout is told to the workers, for the day the master dies.
 	DrainTimeout time.Duration
 	// Configured says that the program has listeners of its own (--listen): what
@@ -76,6 +82,11 @@ type Hooks struct {
 	// Broke: it broke the protocol, or closed its channel, and is to be killed.
 	// Its unanswered connections stay held until Remove.
 	Broke func(worker uint64, reason string)
+	// Reader tells, before Ready, which process said READY: not always the one
+	// that was started.
+	Reader func(worker uint64, pid int)
+	// Health: the program's own check fails, or passes again.
+	Health func(worker uint64, ok bool)
 	// Hung: it has owed an answer for longer than HangTimeout and is to be killed.
 	Hung func(worker uint64, owed time.Duration)
 	// Opened and Closed tell of listeners.

@@ -24,7 +24,10 @@ func (l *loop) nextDeadline() int64 {
 	if l.acceptAt != 0 {
 		sooner(l.acceptAt)
 	}
-	if l.refsUntil > l.now && l.table.waiting > 0 {
+	if l.cfg.HangTimeout > 0 && len(l.byID) > 0 {
+		sooner(l.beatAt)
+	}
+	if len(l.retries) > 0 || l.refsUntil > l.now && l.table.waiting > 0 {
 		sooner(l.refsUntil)
 	}
 	for _, p := range l.agains {
@@ -87,9 +90,12 @@ func (l *loop) deadlines() {
 	if l.cfg.HangTimeout > 0 {
 		for _, k := range l.late {
 			if !k.hung && k.lateSince+int64(l.cfg.HangTimeout) <= l.now {
-				l.reportHung(k)
+				l.reportHung(k, k.lateSince)
 			}
 		}
+	}
+	if l.cfg.HangTimeout > 0 && l.beatAt <= l.now && len(l.byID) > 0 {
+		l.heartbeat()
 	}
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0
@@ -97,6 +103,9 @@ func (l *loop) deadlines() {
 	}
 	if len(l.agains) > 0 {
 		l.dueAgains()
+	}
+	if len(l.retries) > 0 && l.refsUntil <= l.now {
+		l.dueRetries()
 	}
 	if l.cfg.Policy == SchedReuseport {
 		l.dueOrphans()
@@ -165,21 +174,16 @@ func (l *loop) forgetLate(k *link) {
 	}
 }
 
-func (l *loop) reportHung(k *link) {
-	k.hung = true
-	if hook := l.cfg.Hooks.Hung; hook != nil {
-		id, owed := k.id, time.Duration(l.now-k.lateSince)
-		l.event(func() { hook(id, owed) })
-	}
-}
-
 // restartDeadlines forgives everyone: it was the master that stood still.
 func (l *loop) restartDeadlines() {
 	for c := l.flight.head; c != none; c = l.socks[c].next {
 		l.socks[c].sent = l.now
 	}
-	for _, k := range l.late {
-		k.lateSince = l.now
+	for _, k := range l.links {
+		if k != nil {
+			k.lateSince = l.now
+			k.pinged = min(k.pinged, 1) * l.now
+		}
 	}
 }
 
@@ -238,7 +242,7 @@ func (l *loop) report() {
 }
 
 func (l *loop) whyWaiting(id listenerID) string {
-	ready, serving, busy, rejected := 0, 0, 0, 0
+	ready, serving, busy, rejected, full := 0, 0, 0, 0, 0
 	for _, k := range l.links {
 		if k == nil || !k.ready || k.gone {
 			continue
@@ -250,6 +254,8 @@ func (l *loop) whyWaiting(id listenerID) string {
 			continue
 		case n.rejected:
 			rejected++
+		case l.atLimit(k):
+			full++
 		case k.late || k.full:
 			busy++
 		}
@@ -262,6 +268,8 @@ func (l *loop) whyWaiting(id listenerID) string {
 		return "no ready worker serves this listener"
 	case rejected == serving:
 		return "every worker has rejected and can take no more yet"
+	case full == serving:
+		return "every worker has --worker-max-connections-active connections"
 	case busy == serving:
 		return "every worker owes answers for too long"
 	}

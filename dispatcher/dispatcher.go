@@ -164,6 +164,13 @@ func (d *Dispatcher) Drain(worker uint64) error {
 	return d.do(context.Background(), func(l *loop) { l.drain(worker) })
 }
 
+// Disown says that the process that was started is dead while the one that reads
+// the channel lives: it gets nothing more, what it has not read goes to others,
+// and what it has read stays held until Remove.
+func (d *Dispatcher) Disown(worker uint64) error {
+	return d.do(context.Background(), func(l *loop) { l.disown(worker) })
+}
+
 // Removal says how a worker ended.
 type Removal struct {
 	// Blame counts its death against the connections that it had read and not

@@ -112,7 +112,7 @@ func TestAnswersAreReadBeforeAnybodyIsJudged(t *testing.T) {
 	s.pass(lateIn)
 	for len(p.has) > 0 { // more messages than one turn reads
 		for range messagesPerTurn {
-			p.say(handoff.Frame{Type: handoff.Pong})
+			p.say(handoff.Frame{Type: handoff.Health})
 		}
 		p.ack(1)
 	}
@@ -168,7 +168,7 @@ func (b *babbler) Next(f *handoff.Frame) (bool, error) {
 	}
 	more := b.more
 	b.more = false
-	*f = handoff.Frame{Type: handoff.Pong}
+	*f = handoff.Frame{Type: handoff.Health}
 	return more, nil
 }
 

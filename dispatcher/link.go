@@ -40,6 +40,10 @@ type link struct {
 	pings        uint64
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
 	lateSince    int64
+	pinged       int64 // when the PING was sent whose PONG is owed; 0: none is
+	heard        int64 // when it said something last
+	touches      bool  // it says TOUCHED
+	unhealthy    bool  // its program's own check fails
 }
 
 type parcel struct {
@@ -62,7 +66,7 @@ func (k *link) active() int64 { return int64(k.acks) - int64(k.closed) }
 
 // review blocks or unblocks a worker in the table according to its state.
 func (l *loop) review(k *link) {
-	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone {
+	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone && !k.unhealthy && !l.atLimit(k) {
 		l.table.unblock(k.idx)
 	} else {
 		l.table.block(k.idx)
@@ -86,8 +90,20 @@ func (l *loop) add(w Worker) error {
 	}
 	l.links[idx] = k
 	l.byID[w.ID] = k
-	l.say(k, handoff.Frame{Type: handoff.Hello, Arg: handoff.ProtocolVersion,
-		Seq: uint64(l.cfg.DrainTimeout / time.Millisecond)}, handoff.FD{})
+	if s, ok := k.ch.(sender); ok {
+		if err := s.WatchSender(); err != nil {
+			l.fatal("watch the sender", err)
+		}
+	}
+	hello := handoff.Frame{Type: handoff.Hello, Arg: handoff.ProtocolVersion,
+		Seq: uint64(l.cfg.DrainTimeout / time.Millisecond)}
+	if l.cfg.RescueLimit > 0 {
+		hello.Flags |= handoff.HelloTouches
+	}
+	if l.cfg.MaxActive > 0 {
+		hello.Flags |= handoff.HelloCloses
+	}
+	l.say(k, hello, handoff.FD{})
 	return nil
 }
 
@@ -107,6 +123,7 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 	if k.gone {
 		return
 	}
+	short := false
 	if len(k.unsent) == 0 {
 		err := k.ch.Send(&f, share)
 		if err == nil {
@@ -116,6 +133,7 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 			l.cannotSend(k, err, 0)
 			return
 		}
+		short = !isAgain(err)
 	}
 	p := parcel{frame: f}
 	if share.Valid() {
@@ -127,6 +145,36 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 	}
 	k.unsent = append(k.unsent, p)
 	l.setFull(k, true)
+	if short {
+		l.retryLater(k)
+	}
+}
+
+// retryLater has k's unsent frames tried again after a pause: the channel may be
+// written to, it is the kernel that is short.
+func (l *loop) retryLater(k *link) {
+	l.refsUntil = l.now + refsPause
+	l.retries = append(l.retries, k)
+	l.watchLink(k, false)
+}
+
+func (l *loop) dueRetries() {
+	due := l.retries
+	l.retries = nil
+	for _, k := range due {
+		if l.links[k.idx] == k && !k.gone && k.full {
+			l.watchLink(k, true)
+			l.writable(k)
+		}
+	}
+}
+
+// writable sends what waits for room.
+func (l *loop) writable(k *link) {
+	l.sendUnsent(k)
+	if len(k.unsent) == 0 {
+		l.setFull(k, false)
+	}
 }
 
 // forgetUnsent closes what was to be sent along.
@@ -141,8 +189,11 @@ func (l *loop) sendUnsent(k *link) {
 	for len(k.unsent) > 0 {
 		p := &k.unsent[0]
 		if err := k.ch.Send(&p.frame, p.share); err != nil {
-			if !canRetry(err) {
+			switch {
+			case !canRetry(err):
 				l.cannotSend(k, err, 0)
+			case !isAgain(err):
+				l.retryLater(k)
 			}
 			return
 		}
@@ -157,10 +208,14 @@ func (l *loop) setFull(k *link, full bool) {
 		return
 	}
 	k.full = full
-	if err := l.poll.set(k.ch.Num(), k.token, true, full); err != nil {
+	l.watchLink(k, full)
+	l.review(k)
+}
+
+func (l *loop) watchLink(k *link, write bool) {
+	if err := l.poll.set(k.ch.Num(), k.token, true, write); err != nil {
 		l.fatal("poll channel", err)
 	}
-	l.review(k)
 }
 
 func canRetry(err error) bool {
@@ -262,6 +317,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 			l.drop(c, DropPoison)
 		}
 	}
+	l.rescue(k, how.Blame)
 	if !k.gone {
 		_ = l.poll.remove(k.ch.Num())
 	}
@@ -363,10 +419,49 @@ func (l *loop) lastAnswers(k *link) {
 
 func isAgain(err error) bool { return err == syscall.EAGAIN } //nolint:errorlint // bare
 
-// ping asks for a sign of life; whatever the worker says next is one.
-func (l *loop) ping(k *link) {
-	k.pings++
-	l.say(k, handoff.Frame{Type: handoff.Ping, Seq: k.pings}, handoff.FD{})
+// sender is a channel that can tell which process speaks on it.
+type sender interface {
+	WatchSender() error
+	IgnoreSender() error
+	Sender() int
+}
+
+// noteReader tells which process said READY.
+func (l *loop) noteReader(k *link) {
+	s, ok := k.ch.(sender)
+	if !ok {
+		return
+	}
+	pid := s.Sender()
+	if err := s.IgnoreSender(); err != nil {
+		l.fatal("ignore the sender", err)
+	}
+	if hook := l.cfg.Hooks.Reader; hook != nil && pid > 0 {
+		id := k.id
+		l.event(func() { hook(id, pid) })
+	}
+}
+
+// atLimit says whether a worker has as many connections as it may.
+func (l *loop) atLimit(k *link) bool {
+	return l.cfg.MaxActive > 0 && k.active() >= int64(l.cfg.MaxActive)
+}
+
+// limit adapts what a worker may be offered to what it has.
+func (l *loop) limit(k *link) {
+	l.table.setWindow(k.idx, max(l.cfg.MaxActive-int(k.active()), 1))
+	l.review(k)
+}
+
+// disown: the process that was started is dead, the one that reads the channel
+// is not. It is given nothing more; what it has not read goes to others.
+func (l *loop) disown(worker uint64) {
+	k := l.byID[worker]
+	if k == nil || k.gone {
+		return
+	}
+	l.recall(k, RedispatchWorkerExit, true)
+	l.drain(worker)
 }
 
 // fatal logs what should not be possible.

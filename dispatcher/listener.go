@@ -291,7 +291,7 @@ func (l *loop) bury() {
 		for c := t.waiting.head; c != none && ln.dropQueue; c = t.waiting.head {
 			l.drop(c, DropListenerClosed) // it came back: rejected by who has left, too
 		}
-		if t.waiting.len == 0 && t.flying == 0 {
+		if t.waiting.len == 0 && t.flying == 0 && t.kept == 0 {
 			l.table.removeListener(ln.id)
 			delete(l.byWire, ln.wire)
 			l.listeners[i] = nil

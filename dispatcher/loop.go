@@ -19,8 +19,11 @@ type loop struct {
 	now   int64 // of this turn
 
 	table     *table
-	socks     []sock // by connID
-	flight    overdueList
+	socks     []sock   // by connID
+	flight    sockList // in flight, by the time they were sent
+	kept      sockList // acked, our copy kept for a rescue; oldest first
+	keptLen   int
+	beatAt    int64
 	links     []*link // by workerIdx
 	byID      map[uint64]*link
 	listeners []*listener // by listenerID; nil: unused
@@ -41,8 +44,9 @@ type loop struct {
 	queueFull bool
 	agains    []pendingAgain
 	late      []*link
-	closing   int // listeners being closed
-	defunct   int // closed listeners with connections that are still to be answered
+	retries   []*link // with frames to be sent after refsUntil
+	closing   int     // listeners being closed
+	defunct   int     // closed listeners with connections that are still to be answered
 	draining  bool
 	idle      []chan struct{} // closed when nothing waits, flies or listens
 	stopping  bool
@@ -61,7 +65,7 @@ type sock struct {
 	seq      uint64
 	tries    uint32 // handoffs that were sent
 	deaths   uint32 // workers that died having read it
-	// Neighbours in the overdue list.
+	// Neighbours in the loop's flight or kept list.
 	prev, next connID
 	listed     bool
 }
@@ -95,9 +99,10 @@ func newLoop(d *Dispatcher) *loop {
 		socks: make([]sock, 0, d.cfg.QueueLimit),
 		byID:  make(map[uint64]*link), asked: make(map[string]*askedListener),
 		byWire: make(map[uint32]*listener),
-		flight: overdueList{head: none, tail: none},
+		flight: emptySocks, kept: emptySocks,
 	}
 	l.stats.Policy = d.cfg.Policy
+	l.beatAt = l.beatEvery()
 	return l
 }
 
@@ -327,6 +332,9 @@ func (l *loop) stop() { l.stopping = true }
 
 // finish drops and closes everything.
 func (l *loop) finish() {
+	for l.kept.head != none {
+		l.letGo(l.kept.head)
+	}
 	for _, k := range l.links {
 		if k == nil {
 			continue
@@ -356,10 +364,12 @@ func (l *loop) finish() {
 	l.d.mu.Unlock()
 }
 
-// overdueList holds the connections in flight by the time they were sent.
-type overdueList struct{ head, tail connID }
+// sockList links connections, oldest first.
+type sockList struct{ head, tail connID }
 
-func (q *overdueList) push(socks []sock, c connID) {
+var emptySocks = sockList{head: none, tail: none}
+
+func (q *sockList) push(socks []sock, c connID) {
 	s := &socks[c]
 	s.prev, s.next, s.listed = q.tail, none, true
 	if q.tail == none {
@@ -370,7 +380,7 @@ func (q *overdueList) push(socks []sock, c connID) {
 	q.tail = c
 }
 
-func (q *overdueList) remove(socks []sock, c connID) {
+func (q *sockList) remove(socks []sock, c connID) {
 	s := &socks[c]
 	if !s.listed {
 		return
@@ -425,6 +435,10 @@ func (l *loop) copyStats() *Stats {
 			c.InFlight += int(l.table.workers[k.idx].owed)
 			c.Active += k.active()
 			c.Late = c.Late || k.late
+			c.Unhealthy = c.Unhealthy || k.unhealthy
+			if k.spoke {
+				c.Heard = time.Now().Add(-time.Duration(l.now - k.heard))
+			}
 		}
 	}
 	return &s

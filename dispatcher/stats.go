@@ -82,11 +82,12 @@ const (
 	RedispatchWorkerExit
 	RedispatchSendError
 	RedispatchRecalled
+	RedispatchRescued
 	NumRedispatches
 )
 
 func (r Redispatch) String() string {
-	return [...]string{"rejected", "worker_exit", "send_error", "recalled"}[r]
+	return [...]string{"rejected", "worker_exit", "send_error", "recalled", "rescued"}[r]
 }
 
 // Bounds are the upper bounds of a Histogram's buckets: 10 us to 10 s.
@@ -154,6 +155,10 @@ type SlotStats struct {
 	// closes.
 	Active   int64
 	Reported bool // some process has reported closes
+	// Unhealthy is set while the program's own check fails.
+	Unhealthy bool
+	// Heard is when the newest process said something last; zero: not yet.
+	Heard time.Time
 	// Late is set while the newest process owes an answer too long.
 	Late bool
 }

@@ -1,8 +1,11 @@
 package dispatcher
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -29,6 +32,8 @@ type stepped struct {
 
 const aLongTime = time.Hour
 
+var readyFrame = handoff.Frame{Type: handoff.Ready}
+
 // newStepped makes one in which nobody becomes late unless cfg says so. Hooks
 // write into told.
 func newStepped(t *testing.T, cfg Config) *stepped {
@@ -46,6 +51,7 @@ func newStepped(t *testing.T, cfg Config) *stepped {
 	s.d = &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	s.d.events.ready = make(chan struct{}, 1)
 	s.l = newLoop(s.d)
+	s.l.beatAt = math.MaxInt64 // no heartbeat: a test of it sets this
 	t.Cleanup(func() {
 		s.lawful()
 		s.l.finish()
@@ -226,15 +232,24 @@ func (s *stepped) connect(ln *listener, n int) {
 	}
 }
 
+// mustEnd waits for a client's connection to be closed by us.
+func (s *stepped) mustEnd(c net.Conn) {
+	s.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		s.Errorf("the client's connection was not closed: %v", err)
+	}
+}
+
 // peer is a worker's side of a channel, played by the test.
 type peer struct {
 	*stepped
-	id     uint64
-	port   *handoff.Port
-	master *handoff.Conn
-	k      *link
-	heard  []handoff.Frame // frames but handoffs
-	has    []handed        // handoffs not answered
+	id    uint64
+	port  *handoff.Port
+	raw   int // the worker's end once more, as a child of the worker might have it
+	k     *link
+	heard []handoff.Frame // frames but handoffs
+	has   []handed        // handoffs not answered
 }
 
 // handed is one handoff as it came.
@@ -253,9 +268,9 @@ func (s *stepped) peer() *peer {
 
 func (s *stepped) peerOver(channel func(*handoff.Conn) Channel) *peer {
 	s.Helper()
-	master, port := newChannel(s.T)
+	master, port, raw := newChannel(s.T)
 	s.peers++
-	p := &peer{stepped: s, id: s.peers, port: port, master: master}
+	p := &peer{stepped: s, id: s.peers, port: port, raw: raw}
 	if err := s.l.add(Worker{ID: p.id, Slot: int(p.id) - 1, Channel: channel(master)}); err != nil {
 		s.Fatal(err)
 	}
@@ -265,26 +280,29 @@ func (s *stepped) peerOver(channel func(*handoff.Conn) Channel) *peer {
 			_ = p.has[i].fd.Close()
 		}
 		_ = port.Close()
+		_ = unix.Close(raw)
 	})
 	return p
 }
 
-func newChannel(t testing.TB) (*handoff.Conn, *handoff.Port) {
+// newChannel returns both ends and a duplicate of the worker's.
+func newChannel(t testing.TB) (master *handoff.Conn, port *handoff.Port, raw int) {
 	t.Helper()
 	master, child, err := handoff.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := unix.FcntlInt(child.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	var fds [2]int
+	for i := range fds {
+		if fds[i], err = unix.FcntlInt(child.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	_ = child.Close()
-	if err != nil {
+	if port, err = handoff.OpenPort(fds[0]); err != nil {
 		t.Fatal(err)
 	}
-	port, err := handoff.OpenPort(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return master, port
+	return master, port, fds[1]
 }
 
 // serving adds a worker that serves these listeners and is ready.
@@ -311,10 +329,10 @@ func (p *peer) say(frames ...handoff.Frame) {
 	for i := range frames {
 		b = frames[i].Append(b)
 	}
-	p.raw(b)
+	p.send(b)
 }
 
-func (p *peer) raw(b []byte) {
+func (p *peer) send(b []byte) {
 	p.Helper()
 	if err := p.port.Send(b); err != nil {
 		p.Fatal(err)
@@ -365,6 +383,18 @@ func whoIs(t testing.TB, d handoff.FD) int {
 		return -1
 	}
 	return int(b[0])
+}
+
+// die closes what the worker's process had and has it removed.
+func (p *peer) die(how Removal) {
+	p.Helper()
+	for i := range p.has {
+		_ = p.has[i].fd.Close()
+	}
+	p.has = nil
+	_ = p.port.Close()
+	p.l.remove(p.id, how)
+	p.settle()
 }
 
 // answer answers the first n unanswered handoffs in one message and closes them.

@@ -6,11 +6,15 @@ package dispatcher
 // allocation per connection, nothing for the garbage collector to walk.
 //
 // A connection is waiting (in its listener's waiting queue, in order of
-// arrival), in flight (offered to one worker, unanswered), or gone.
+// arrival), in flight (offered to one worker, unanswered), kept (acked, but the
+// master still has its copy) or gone.
 //
 //	arrive --> waiting --pair--> in flight --ack--> gone
-//	              ^                  |
-//	              +--reject, death---+      (back in its place by arrival)
+//	            ^  ^                |   |              ^
+//	            |  +-reject, death--+   +--keep--> kept+--forget
+//	            +------------------rescue-----------+
+//
+// What comes back takes its place by arrival.
 //
 // A worker stands, for every listener that it serves, in one of
 //
@@ -51,12 +55,13 @@ const (
 	connGone connState = iota
 	connWaiting
 	connInFlight
+	connKept
 )
 
 type conn struct {
 	state    connState
 	listener listenerID
-	worker   workerIdx // in flight: to whom
+	worker   workerIdx // in flight or kept: whose
 	arrival  uint64
 	// Neighbours in the waiting queue, or among what the worker owes.
 	prev, next connID
@@ -77,8 +82,8 @@ type listenerState struct {
 	nodes   []node // by worker
 	free    nodeList
 	owing   nodeList
-	// flying counts the connections in flight.
-	flying int
+	// flying and kept count the connections in flight and kept.
+	flying, kept int
 }
 
 type workerState struct {
@@ -86,6 +91,7 @@ type workerState struct {
 	blocked bool // late, draining, unreachable: in no list
 	parked  bool // some node is parked
 	owed    int32
+	window  int32    // how many it may owe
 	flying  connList // what it owes, oldest first
 }
 
@@ -138,7 +144,7 @@ func (t *table) removeListener(l listenerID) {
 
 // addWorker makes a worker that serves nothing yet and is blocked.
 func (t *table) addWorker() workerIdx {
-	ws := workerState{used: true, blocked: true, flying: emptyConns}
+	ws := workerState{used: true, blocked: true, window: t.window, flying: emptyConns}
 	for i := range t.workers {
 		if !t.workers[i].used {
 			t.workers[i] = ws
@@ -205,6 +211,19 @@ func (t *table) unblock(w workerIdx) {
 	t.settleAll(w)
 }
 
+// setWindow changes how many answers a worker may owe, from 1 to the table's
+// window. Who may owe none is blocked.
+func (t *table) setWindow(w workerIdx, n int) {
+	ws := &t.workers[w]
+	if n := min(max(int32(n), 1), t.window); n != ws.window {
+		t.uncount(ws)
+		ws.window = n
+		t.count(ws)
+		ws.parked = false
+		t.settleAll(w)
+	}
+}
+
 // arrive makes a connection of l that waits behind all others.
 func (t *table) arrive(l listenerID) connID {
 	c := t.freeConn
@@ -262,12 +281,12 @@ func (t *table) choose(l listenerID) workerIdx {
 		return none
 	}
 	for w := ls.free.head; w != none; w = ls.nodes[w].next {
-		if t.workers[w].owed < t.window {
+		if t.workers[w].owed < t.workers[w].window {
 			return w
 		}
 	}
 	for w := ls.owing.head; w != none; {
-		if t.workers[w].owed < t.window {
+		if t.workers[w].owed < t.workers[w].window {
 			return w
 		}
 		next := ls.nodes[w].next
@@ -281,6 +300,29 @@ func (t *table) choose(l listenerID) workerIdx {
 func (t *table) ack(c connID) {
 	t.land(c)
 	t.release(c)
+}
+
+// keep is ack for a connection that may yet be rescued: it has its entry until
+// forget or rescue.
+func (t *table) keep(c connID) {
+	t.land(c)
+	e := &t.conns[c]
+	e.state = connKept
+	t.listeners[e.listener].kept++
+}
+
+// forget ends a kept connection.
+func (t *table) forget(c connID) {
+	t.listeners[t.conns[c].listener].kept--
+	t.release(c)
+}
+
+// rescue puts a kept connection back in its place.
+func (t *table) rescue(c connID) {
+	e := &t.conns[c]
+	t.listeners[e.listener].kept--
+	e.state, e.worker = connWaiting, none
+	t.insert(c)
 }
 
 // reject puts a connection in flight back in its place, and its worker out
@@ -318,7 +360,7 @@ func (t *table) land(c connID) {
 	t.uncount(ws)
 	ws.owed--
 	t.count(ws)
-	if ws.parked && ws.owed == t.window-1 {
+	if ws.parked && ws.owed < ws.window {
 		ws.parked = false
 		t.settleAll(w)
 	}
@@ -339,7 +381,7 @@ func (t *table) count(ws *workerState) {
 	if ws.owed == 0 {
 		t.idle++
 	}
-	if ws.owed < t.window {
+	if ws.owed < ws.window {
 		t.room++
 	}
 }
@@ -351,7 +393,7 @@ func (t *table) uncount(ws *workerState) {
 	if ws.owed == 0 {
 		t.idle--
 	}
-	if ws.owed < t.window {
+	if ws.owed < ws.window {
 		t.room--
 	}
 }
@@ -374,7 +416,7 @@ func (t *table) settle(w workerIdx, l listenerID) {
 	case ws.blocked || !n.serves || n.rejected:
 	case n.owes == 0:
 		want = placeFree
-	case ws.owed < t.window:
+	case ws.owed < ws.window:
 		want = placeOwing
 	default:
 		want = placeParked

@@ -28,7 +28,7 @@ const (
 	Drain     Type = 4 // nothing new; finish, then Drained
 	Ping      Type = 5 // Seq; answered by Pong
 
-	Ready   Type = 16 // once: the first Accept; handoffs may come
+	Ready   Type = 16 // once: the first Accept; handoffs may come; Flags ReadyTouches
 	Ack     Type = 17 // Seq: this worker serves it; before its first byte is read or written
 	Reject  Type = 18 // Seq, Arg Reason: not me; no byte was read or written
 	Again   Type = 19 // Listener: after a reject, can take again
@@ -88,6 +88,9 @@ const (
 	// HelloCloses asks for Closed as soon as a connection is closed: the master
 	// limits how many a worker has.
 	HelloCloses uint16 = 2
+	// ReadyTouches says that the worker will say Touched of every connection that
+	// it acks. Only then does the master keep copies of acked connections.
+	ReadyTouches uint16 = 1
 	// ListeningShared says that a listening descriptor rides along: the worker
 	// accepts by itself.
 	ListeningShared uint16 = 1
