@@ -51,12 +51,15 @@ type channel struct {
 	listened  bool // a listener was asked for: this process is a worker
 	ready     bool // READY was said
 	touches   bool // the master wants TOUCHED
+	closes    bool // it wants CLOSED without delay
 	draining  bool
 	drained   bool // DRAINED was said
 	gone      bool // the master is
 	exited    bool
-	open      int // connections that Accept is about to return or has returned
-	accepting int // goroutines in accept(2) of a shared listener
+	open      int  // connections that Accept is about to return or has returned
+	accepting int  // goroutines in accept(2) of a shared listener
+	checked   bool // SetHealth was called
+	unhealthy bool // HEALTH 1 was said
 	grace     time.Duration
 
 	tickArmed bool

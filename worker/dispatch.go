@@ -23,6 +23,7 @@ func (ch *channel) dispatchLocked() {
 		switch f.Type {
 		case handoff.Hello:
 			ch.touches = f.Flags&handoff.HelloTouches != 0
+			ch.closes = f.Flags&handoff.HelloCloses != 0
 			ch.grace = time.Duration(f.Seq) * time.Millisecond
 		case handoff.Handoff:
 			if now.IsZero() {

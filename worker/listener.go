@@ -129,7 +129,11 @@ func (ln *listener) Accept() (net.Conn, error) {
 func (ch *channel) readyLocked() {
 	if !ch.ready && !ch.draining {
 		ch.ready = true
-		ch.sayLocked(handoff.Frame{Type: handoff.Ready})
+		f := handoff.Frame{Type: handoff.Ready}
+		if ch.touches {
+			f.Flags = handoff.ReadyTouches
+		}
+		ch.sayLocked(f)
 	}
 }
 

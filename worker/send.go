@@ -124,6 +124,11 @@ func (ch *channel) tellClosedLocked() {
 // or by itself a little later: it only serves to count what is open.
 func (ch *channel) closedLocked() {
 	ch.closed++
+	if ch.closes {
+		ch.tellClosedLocked()
+		ch.urgent = true
+		return
+	}
 	if ch.closed == 1 {
 		ch.closedAt = time.Now()
 		ch.armLaterLocked(ch.closedAt.Add(closeTime))
