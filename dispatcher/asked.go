@@ -257,6 +257,9 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 			_ = s.close()
 			break
 		}
+		if a.backlog > 0 {
+			setBacklog(s.fd, a.backlog) // others may have asked for more meanwhile
+		}
 		l.setAsked(a, slot)
 	case err == nil && !a.ln.addSlot(slot, s):
 		_ = s.close()

@@ -1,0 +1,323 @@
+package dispatcher
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+func (p *peer) ask(seq uint64, network, address string, backlog int) {
+	p.Helper()
+	p.say(handoff.Frame{Type: handoff.Listen, Seq: seq, Arg: uint32(backlog), Payload: []byte(network + "\x00" + address)})
+}
+
+// answered waits for the answer to a LISTEN.
+func (p *peer) answered(seq uint64) *handoff.Frame {
+	p.Helper()
+	var f *handoff.Frame
+	p.until(fmt.Sprintf("LISTEN %d is answered", seq), func() bool {
+		p.hear()
+		if i := slices.IndexFunc(p.heard, func(f handoff.Frame) bool { return f.Type == handoff.Listening && f.Seq == seq }); i >= 0 {
+			f = &p.heard[i]
+		}
+		return f != nil
+	})
+	return f
+}
+
+func (s *stepped) byAddress(f *handoff.Frame) *listener {
+	s.Helper()
+	ln := s.l.byWire[f.Listener]
+	if ln == nil {
+		s.Fatalf("no listener %d: errno %d %s", f.Listener, f.Arg, f.Payload)
+	}
+	return ln
+}
+
+// freePort is a port that nobody listens on just now.
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func TestResolve(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	port := func(ln *listener) string { _, p, _ := net.SplitHostPort(ln.addr); return p }
+	dual := s.open(ListenerConfig{Name: "web", Network: "tcp", Address: ":0", UID: -1, GID: -1})
+	v4 := s.open(ListenerConfig{Name: "127.0.0.1:0", Network: "tcp4", Address: "127.0.0.1:0", UID: -1, GID: -1})
+	path := filepath.Join(t.TempDir(), "s")
+	sock := s.open(ListenerConfig{Name: "unix:" + path, Network: "unix", Address: path, UID: -1, GID: -1})
+	named := s.open(ListenerConfig{Name: ":1", Network: "tcp4", Address: "127.0.0.1:0", UID: -1, GID: -1})
+	for _, tt := range []struct {
+		network, address string
+		want             *listener
+		says             string
+	}{
+		{"tcp", "web", dual, ""},
+		{"tcp", "127.0.0.1:0", v4, ""},            // by name
+		{"tcp", ":1", named, ""},                  // a name wins over what it looks like
+		{"tcp", ":" + port(dual), dual, ""},       // :N is [::]:N
+		{"tcp", "[::]:" + port(dual), dual, ""},   // and the other way round
+		{"tcp", "127.0.0.1:" + port(v4), v4, ""},  // as bound
+		{"tcp4", "localhost:" + port(v4), v4, ""}, // localhost is 127.0.0.1
+		{"unix", path, sock, ""},                  // without unix:
+		{"unix", "/some/other/path", sock, ""},    // the only one of that network
+		{"tcp", ":2", nil, "none of rrd's --listen addresses (web, 127.0.0.1:0, :1)"},
+		{"tcp4", ":" + port(dual), nil, "none of rrd's"}, // 0.0.0.0 is not [::]
+		{"udp", ":53", nil, "no --listen of rrd is for udp"},
+	} {
+		got, err := s.l.resolve(tt.network, tt.address)
+		if got != tt.want || (err != nil) != (tt.says != "") || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s %s: %v, %v", tt.network, tt.address, got, err)
+		}
+	}
+	p := s.peer()
+	p.ask(7, "tcp", ":2", 0)
+	if f := p.answered(7); syscall.Errno(f.Arg) != unix.EADDRNOTAVAIL || !strings.Contains(string(f.Payload), "--listen") {
+		t.Errorf("%d %s", f.Arg, f.Payload)
+	}
+	s.mustHear("refused 1 tcp :2")
+	p.ask(8, "sctp", ":2", 0)
+	if f := p.answered(8); syscall.Errno(f.Arg) != unix.EINVAL {
+		t.Errorf("%d %s", f.Arg, f.Payload)
+	}
+}
+
+func TestAskersShareAListener(t *testing.T) {
+	s := newStepped(t, Config{})
+	a, b, c := s.peer(), s.peer(), s.peer()
+	a.ask(1, "tcp", "127.0.0.1:0", 5)
+	b.ask(2, "tcp", "127.0.0.1:0", 50) // while it is being bound
+	fa, fb := a.answered(1), b.answered(2)
+	c.ask(3, "tcp4", "127.0.0.1:0", 9)
+	fc := c.answered(3)
+	if fa.Listener != fb.Listener || fa.Listener != fc.Listener || fa.Arg != 0 {
+		t.Fatalf("%+v %+v %+v", fa, fb, fc)
+	}
+	ln := s.byAddress(fa)
+	if network, address, _ := strings.Cut(string(fa.Payload), "\x00"); network != "tcp" || address != ln.addr || strings.HasSuffix(address, ":0") {
+		t.Errorf("told %q", fa.Payload)
+	}
+	s.mustHear("opened 127.0.0.1:0 tcp asked=true")
+	if _, limit, ok := acceptQueue(ln.sock.fd.Num()); ok && limit != 50 {
+		t.Errorf("backlog %d, want the largest that was asked for", limit)
+	}
+	for _, p := range []*peer{a, b, c} {
+		p.say(readyFrame)
+		s.settle()
+	}
+	s.connect(ln, 3)
+	s.settle()
+	a.mustGet(1)
+	b.mustGet(2)
+	c.mustGet(3)
+}
+
+func TestATakenAddressIsToldToAllAndCanBeTriedAgain(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStepped(t, Config{})
+	a, b := s.peer(), s.peer()
+	a.ask(1, "tcp", taken.Addr().String(), 0)
+	b.ask(1, "tcp", taken.Addr().String(), 0)
+	for _, p := range []*peer{a, b} {
+		if f := p.answered(1); syscall.Errno(f.Arg) != unix.EADDRINUSE {
+			t.Errorf("%d %s", f.Arg, f.Payload)
+		}
+	}
+	_ = taken.Close()
+	a.ask(2, "tcp", taken.Addr().String(), 0)
+	if f := a.answered(2); f.Arg != 0 {
+		t.Errorf("%d %s", f.Arg, f.Payload)
+	}
+}
+
+func TestTheLastUserClosesAndWhatWaitsIsDropped(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		s := newStepped(t, Config{})
+		address := "127.0.0.1:0"
+		if network == "unix" {
+			address = filepath.Join(t.TempDir(), "s")
+		}
+		a, b := s.peer(), s.peer()
+		a.ask(1, network, address, 0)
+		ln := s.byAddress(a.answered(1))
+		b.ask(1, network, address, 0)
+		b.answered(1)
+		a.say(readyFrame)
+		s.connect(ln, 1)
+		s.settle()
+		a.mustGet(1)
+		waits := s.client(ln)
+		leave := handoff.Frame{Type: handoff.Leave, Listener: ln.wire}
+		b.say(leave)
+		s.settle()
+		if ln.closing || !ln.stats.Open {
+			t.Fatal("closed while somebody uses it")
+		}
+		a.reject(0)
+		a.say(leave)
+		s.until("it is closed", func() bool { return s.heard("closed ") })
+		a.hear()
+		// What was on its way comes back and finds nobody either.
+		a.answer(len(a.has), handoff.Reject, handoff.ReasonClosed)
+		s.settle()
+		s.mustEnd(waits)
+		st := s.stats(address)
+		if st.Dropped[DropListenerClosed] != 2 || st.Open {
+			t.Errorf("%s: %+v", network, st)
+		}
+		if s.l.defunct != 0 || s.l.closing != 0 || len(s.l.asked) != 0 || len(s.l.byWire) != 0 {
+			t.Errorf("left behind: defunct %d closing %d asked %v", s.l.defunct, s.l.closing, s.l.asked)
+		}
+		a.ask(9, network, address, 0) // and it can be asked for again
+		if f := a.answered(9); f.Arg != 0 {
+			t.Errorf("%d %s", f.Arg, f.Payload)
+		}
+	}
+}
+
+func TestAskedAgainWhileItIsBeingClosed(t *testing.T) {
+	s := newStepped(t, Config{})
+	address := freePort(t)
+	a := s.peer()
+	a.ask(1, "tcp", address, 0)
+	ln := s.byAddress(a.answered(1))
+	a.say(handoff.Frame{Type: handoff.Leave, Listener: ln.wire})
+	a.ask(2, "tcp", address, 0)
+	again := s.byAddress(a.answered(2))
+	if again == ln || again.closing {
+		t.Error("it was given the listener that is being closed")
+	}
+}
+
+func TestASuccessorKeepsTheListener(t *testing.T) {
+	s := newStepped(t, Config{})
+	address := freePort(t)
+	p := s.peer()
+	p.ask(1, "tcp", address, 0)
+	ln := s.byAddress(p.answered(1))
+	p.say(readyFrame)
+	s.settle()
+	p.die(Removal{})
+	s.connect(ln, 1)
+	s.settle()
+	if ln.closing {
+		t.Fatal("closed while its slot waits for a successor")
+	}
+	q := s.peer()
+	q.k.slot = p.k.slot
+	q.ask(1, "tcp", address, 0)
+	if s.byAddress(q.answered(1)) != ln {
+		t.Fatal("another listener")
+	}
+	q.say(readyFrame)
+	s.settle()
+	q.mustGet(1)
+
+	q.die(Removal{})
+	s.l.forgetSlot(q.k.slot) // no successor for now
+	s.until("it is closed", func() bool { return s.heard("closed ") })
+	if s.stats(address).Dropped[DropListenerClosed] != 1 {
+		t.Errorf("%+v", s.stats(address))
+	}
+}
+
+func TestASuccessorThatDoesNotWantItEndsIt(t *testing.T) {
+	s := newStepped(t, Config{})
+	p := s.peer()
+	p.ask(1, "tcp", "127.0.0.1:0", 0)
+	p.answered(1)
+	p.die(Removal{})
+	q := s.peer()
+	q.k.slot = p.k.slot
+	q.say(readyFrame)
+	s.until("it is closed", func() bool { return s.heard("closed ") })
+}
+
+func TestTheAskerDiesWhileItIsBeingBound(t *testing.T) {
+	s := newStepped(t, Config{})
+	p := s.peer()
+	p.ask(1, "tcp", "127.0.0.1:0", 0)
+	for len(s.l.asked) == 0 {
+		s.step()
+	}
+	p.die(Removal{})
+	s.until("it is closed", func() bool { return len(s.l.asked) == 0 && s.l.defunct == 0 && s.l.closing == 0 })
+}
+
+const nobody = 65534
+
+func TestAWorkersRights(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can have workers of another user")
+	}
+	s := newStepped(t, Config{})
+	p := s.peer()
+	p.k.rights = &Rights{UID: nobody, GID: nobody}
+	dir := t.TempDir()
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := filepath.Join(dir, "own")
+	if err := os.Mkdir(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(own, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	live, err := net.Listen("unix", filepath.Join(own, "roots"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	for i, tt := range []struct {
+		network, address string
+		want             syscall.Errno
+	}{
+		{"tcp", "127.0.0.1:80", unix.EACCES},
+		{"udp", "127.0.0.1:53", unix.EACCES},
+		{"unix", filepath.Join(dir, "s"), unix.EACCES},
+		{"unix", filepath.Join(own, "roots"), unix.EADDRINUSE},
+		{"unix", filepath.Join(own, "s"), 0},
+	} {
+		p.ask(uint64(i), tt.network, tt.address, 0)
+		f := p.answered(uint64(i))
+		if syscall.Errno(f.Arg) != tt.want {
+			t.Errorf("%s: errno %d %s", tt.address, f.Arg, f.Payload)
+		}
+		if tt.want != 0 {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(tt.address, &st); err != nil || st.Uid != nobody || st.Gid != nobody {
+			t.Errorf("%v: owned by %d:%d", err, st.Uid, st.Gid)
+		}
+		p.say(handoff.Frame{Type: handoff.Leave, Listener: f.Listener})
+		s.until("it is closed", func() bool { return s.heard("closed ") })
+		if _, err := os.Lstat(tt.address); !os.IsNotExist(err) {
+			t.Errorf("the file is still there: %v", err)
+		}
+	}
+	if os.Geteuid() != 0 || unix.Access(dir, unix.W_OK) != nil {
+		t.Error("the worker's rights stayed with this process")
+	}
+}
