@@ -332,6 +332,7 @@ func (ln *listener) addLive(l *loop, s *ListenerStats) {
 			s.KernelQueue += n
 			s.KernelLimit += limit
 			s.KernelKnown = true
+			s.KernelDrops += kernelDrops(k.fd.Num())
 		}
 	}
 }

@@ -37,4 +37,6 @@ func (f *socketFile) adopt(o bindOptions) error {
 	return nil
 }
 
+func kernelDrops(int) uint64 { return 0 }
+
 func acceptQueue(int) (length, limit uint32, ok bool) { return 0, 0, false }

@@ -22,7 +22,7 @@ import (
 // moves: everything real but the goroutine, so that the order of things is the
 // test's and a turn too many can be seen.
 type stepped struct {
-	*testing.T
+	testing.TB
 	d       *Dispatcher
 	l       *loop
 	told    []string // what the hooks were told
@@ -36,7 +36,7 @@ var readyFrame = handoff.Frame{Type: handoff.Ready}
 
 // newStepped makes one in which nobody becomes late unless cfg says so. Hooks
 // write into told.
-func newStepped(t *testing.T, cfg Config) *stepped {
+func newStepped(t testing.TB, cfg Config) *stepped {
 	t.Helper()
 	leakcheck.Check(t)
 	if cfg.BusyAfter == 0 {
@@ -46,7 +46,7 @@ func newStepped(t *testing.T, cfg Config) *stepped {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stepped{T: t}
+	s := &stepped{TB: t}
 	cfg.Hooks = s.hooks()
 	s.d = &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	s.d.events.ready = make(chan struct{}, 1)
@@ -268,7 +268,7 @@ func (s *stepped) peer() *peer {
 
 func (s *stepped) peerOver(channel func(*handoff.Conn) Channel) *peer {
 	s.Helper()
-	master, port, raw := newChannel(s.T)
+	master, port, raw := newChannel(s.TB)
 	s.peers++
 	p := &peer{stepped: s, id: s.peers, port: port, raw: raw}
 	if err := s.l.add(Worker{ID: p.id, Slot: int(p.id) - 1, Channel: channel(master)}); err != nil {
@@ -362,7 +362,7 @@ func (p *peer) hear() []int {
 			}
 			h := handed{seq: f.Seq, deaths: f.Arg, fd: handoff.Own(m.FDs[k].Release())}
 			k++
-			h.client = whoIs(p.T, h.fd)
+			h.client = whoIs(p.TB, h.fd)
 			p.has = append(p.has, h)
 			clients = append(clients, h.client)
 		}

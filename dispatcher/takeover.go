@@ -3,8 +3,6 @@ package dispatcher
 import (
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"rrd/handoff"
 )
 
@@ -91,7 +89,7 @@ func (l *loop) dueOrphans() {
 }
 
 func (l *loop) takeOver(ln *listener, s *slotSock) {
-	if err := unix.SetNonblock(s.fd.Num(), true); err != nil {
+	if err := neverWait(s.fd); err != nil {
 		l.fatal("take over listener", err)
 		return
 	}
