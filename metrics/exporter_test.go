@@ -78,9 +78,9 @@ func fullSnapshot() *Snapshot {
 				Accepted: 100, Acked: 90, Rescued: 2,
 				Dropped: Counts{"queue_timeout": 3, "poison": 1}, Queued: 5, InFlight: 3,
 				AcceptErrors: Counts{"emfile": 4}, Pauses: Counts{"fd_limit": 2}, Paused: true,
-				KernelQueue: &KernelQueue{Length: 9, Limit: 511},
+				KernelQueue: &KernelQueue{Length: 9, Limit: 511, Drops: 6},
 			},
-			{Name: "dns", Network: "udp", Shared: true, Accepted: 1},
+			{Name: "dns", Network: "udp", Shared: true},
 		},
 		Workers: []Worker{
 			{
@@ -88,6 +88,7 @@ func fullSnapshot() *Snapshot {
 				Handoffs: 95, Acks: 90, Rejections: Counts{"busy": 2}, Failures: Counts{"would_block": 1}, InFlight: 3,
 				Active: &active, ProtocolErrors: Counts{"bad_frame": 1},
 				Starts: Counts{"initial": 1, "crash": 1}, Exits: Counts{"signal": 1},
+				Heartbeat: time.Unix(1700000009, 500e6),
 			},
 			{Slot: 1, State: "backoff", Backoff: 1500 * time.Millisecond},
 		},
@@ -129,6 +130,8 @@ func TestExporterEmitsEverySample(t *testing.T) {
 		`rrd_listener_paused{listener=":80"}`:                                           1,
 		`rrd_listener_accept_queue_connections{listener=":80"}`:                         9,
 		`rrd_listener_accept_queue_limit{listener=":80"}`:                               511,
+		`rrd_listener_kernel_drops_total{listener=":80"}`:                               6,
+		`rrd_worker_heartbeat_timestamp_seconds{worker="0"}`:                            1700000009.5,
 		`rrd_connections_dropped_total{listener=":80",reason="queue_timeout"}`:          3,
 		`rrd_connections_dropped_total{listener=":80",reason="poison"}`:                 1,
 		`rrd_accept_errors_total{listener=":80",reason="emfile"}`:                       4,
@@ -252,9 +255,9 @@ func TestWorkerProcessSeries(t *testing.T) {
 }
 
 func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
-	e := New(Config{Source: fixed(&Snapshot{Policy: "none", Listeners: []Listener{{Name: "a", Shared: true, KernelQueue: &KernelQueue{1, 2}}}})})
+	e := New(Config{Source: fixed(&Snapshot{Policy: "none", Listeners: []Listener{{Name: "a", Shared: true, KernelQueue: &KernelQueue{Length: 1, Limit: 2}}}})})
 	for name := range samples(t, e.Registry()) {
-		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") {
+		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") && !strings.HasPrefix(name, "rrd_listener_kernel_drops_") {
 			t.Errorf("%s for a listener that the master does not accept on", name)
 		}
 	}

@@ -47,6 +47,7 @@ var (
 	descPauses       = desc("accept_pauses_total", "Times that accepting was paused, by reason.", "listener", "reason")
 	descPaused       = desc("listener_paused", "Whether accepting is paused at the moment.", "listener")
 	descKernelQueue  = desc("listener_accept_queue_connections", "Connections in the kernel's accept queue.", "listener")
+	descKernelDrops  = desc("listener_kernel_drops_total", "Connections and SYNs that the kernel dropped at the listener, its accept queue being full or for another reason.", "listener")
 	descKernelLimit  = desc("listener_accept_queue_limit", "Connections that the kernel's accept queue can hold.", "listener")
 )
 
@@ -62,6 +63,7 @@ var (
 	descProtocolErrors = desc("protocol_errors_total", "Violations of the channel's protocol by a worker.", "worker", "reason")
 	descStarts         = desc("worker_starts_total", "Worker processes started, by reason.", "worker", "reason")
 	descExits          = desc("worker_exits_total", "Worker processes ended, by cause.", "worker", "cause")
+	descHeartbeat      = desc("worker_heartbeat_timestamp_seconds", "When a worker last said something on its channel.", "worker")
 	descBackoff        = desc("worker_respawn_backoff_seconds", "Pause before the next start of a slot, 0 when there is none.", "worker")
 )
 
@@ -145,8 +147,9 @@ func (e emitter) listener(l *Listener) {
 	if l.KernelQueue != nil {
 		e.gauge(descKernelQueue, float64(l.KernelQueue.Length), l.Name)
 		e.gauge(descKernelLimit, float64(l.KernelQueue.Limit), l.Name)
+		e.counter(descKernelDrops, l.KernelQueue.Drops, l.Name)
 	}
-	if l.Shared { // the master never sees its connections, so 0 would be a lie
+	if l.Shared && l.Accepted == 0 { // the master does not see its connections, so 0 would be a lie
 		return
 	}
 	e.counter(descAccepted, l.Accepted, l.Name)
@@ -173,6 +176,9 @@ func (e emitter) worker(w *Worker) {
 	e.counts(descProtocolErrors, w.ProtocolErrors, nil, slot)
 	e.counts(descStarts, w.Starts, StartReasons, slot)
 	e.counts(descExits, w.Exits, ExitCauses, slot)
+	if !w.Heartbeat.IsZero() {
+		e.gauge(descHeartbeat, float64(w.Heartbeat.UnixMilli())/1e3, slot)
+	}
 	e.gauge(descBackoff, w.Backoff.Seconds(), slot)
 	if w.PID > 0 {
 		e.gauge(descWorkerInfo, 1, slot, strconv.Itoa(w.PID), strconv.Itoa(w.Generation))

@@ -96,6 +96,8 @@ type Listener struct {
 type KernelQueue struct {
 	Length int `json:"length"`
 	Limit  int `json:"limit"`
+	// Drops is sk_drops of the listening sockets (SO_MEMINFO): what overflowed.
+	Drops uint64 `json:"drops"`
 }
 
 // Law says whether every connection of one listener is accounted for.
@@ -135,6 +137,8 @@ type Worker struct {
 
 	Starts Counts `json:"starts,omitempty"` // see StartReasons
 	Exits  Counts `json:"exits,omitempty"`  // see ExitCauses
+	// Heartbeat is when it last said something on its channel; zero: never.
+	Heartbeat time.Time `json:"heartbeat,omitzero"`
 	// Backoff is the pause before the next start, 0 when there is none.
 	Backoff time.Duration `json:"-"`
 }
@@ -155,13 +159,17 @@ var (
 	AcceptErrorReasons = []string{"emfile", "enfile", "nobufs", "nomem", "aborted", "other"}
 	PauseReasons       = []string{"fd_limit", "queue_full", "drain"}
 	RejectReasons      = []string{"busy", "draining", "fd_limit", "other"}
-	RedispatchReasons  = []string{"rejected", "worker_exit", "send_error", "recalled"}
+	RedispatchReasons  = []string{"rejected", "worker_exit", "send_error", "recalled", "rescued"}
 	StartReasons       = []string{"initial", "scale", "crash", "reload", "recycle"}
 	ExitCauses         = []string{"requested", "code", "signal", "oom", "killed_stuck"}
 	// WorkerStates add up to the number of slots. "down" is a slot that its
 	// restart policy leaves empty.
-	WorkerStates = []string{"starting", "ready", "draining", "stuck", "backoff", "down"}
+	// "unhealthy" one whose own health check fails.
+	WorkerStates = []string{"starting", "ready", StateUnhealthy, "draining", "stuck", "backoff", "down"}
 )
+
+// StateUnhealthy is the state of a ready worker whose own health check fails.
+const StateUnhealthy = "unhealthy"
 
 // readyState is the one state that new connections can be given to.
 const readyState = "ready"
