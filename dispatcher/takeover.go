@@ -93,7 +93,8 @@ func (l *loop) takeOver(ln *listener, s *slotSock) {
 		l.fatal("take over listener", err)
 		return
 	}
-	if err := l.poll.add(s.fd.Num(), ln.token, true, false); err != nil {
+	// Not while accepting pauses: watch will, when it goes on.
+	if err := l.poll.add(s.fd.Num(), ln.token, l.acceptAt == 0 && !l.queueFull, false); err != nil {
 		l.fatal("poll listener", err)
 		return
 	}
