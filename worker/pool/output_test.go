@@ -134,7 +134,7 @@ func TestFloodedPool(t *testing.T) {
 	if x := recv(t, e.exitedC); x.Code != 9 || !strings.HasSuffix(x.LastWords, "19999\n") {
 		t.Errorf("%+v", x)
 	}
-	recv(t, e.runC)
+	_ = recv(t, e.runC)
 	if n := e.Snapshot().OutputLost; n < 10000 {
 		t.Errorf("%d lines lost", n)
 	}

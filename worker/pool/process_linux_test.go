@@ -251,7 +251,7 @@ func TestEscapedDescendantHoldsNothing(t *testing.T) {
 	if x := recv(t, e.exitedC); x.Uptime > 10*time.Second {
 		t.Errorf("exit was held up: %+v", x)
 	}
-	recv(t, e.runC)
+	_ = recv(t, e.runC)
 }
 
 func TestKillStuckWorker(t *testing.T) {
@@ -332,7 +332,7 @@ func TestNotifySocket(t *testing.T) {
 				recv(t, e.readyC)
 			}
 			e.Stop()
-			recv(t, e.runC)
+			_ = recv(t, e.runC)
 			if len(e.readyC) != 0 {
 				t.Error("became ready")
 			}
