@@ -1,54 +1,15 @@
 package pool
 
-import (
-	"fmt"
-	"strings"
-	"syscall"
-	"time"
-)
-
-// Exit tells how a process ended.
-type Exit struct {
-	Code      int            // exit code; -1 when a signal ended it
-	Signal    syscall.Signal // 0 when it exited itself
-	Core      bool           // it left a core dump
-	Requested bool           // the pool had asked it to end
-	Cause     Cause
-	// Reason says why the pool killed it: a time-out, or what Kill was told.
-	Reason   string
-	Uptime   time.Duration
-	WasReady bool
-	Spoke    bool // it said something on its channel
-	// LastWords is the end of its output, when that is captured.
-	LastWords string
-}
-
-// String continues a sentence that begins with the worker.
-func (x Exit) String() string {
-	var b strings.Builder
-	if x.Signal == 0 {
-		fmt.Fprintf(&b, "exited with code %d", x.Code)
-	} else {
-		fmt.Fprintf(&b, "was ended by signal %d (%v)", int(x.Signal), x.Signal)
-	}
-	if x.Core {
-		b.WriteString(" and dumped core")
-	}
-	fmt.Fprintf(&b, " after %v", x.Uptime.Round(time.Millisecond))
-	if x.Reason != "" {
-		fmt.Fprintf(&b, ": %s", x.Reason)
-	}
-	return b.String()
-}
-
-func (x *Exit) clean() bool { return x.Signal == 0 && x.Code == 0 }
+import "fmt"
 
 // BootFailure is how the only start of a slot ended before any worker was ready:
-// either Err (no process) or Exit is set.
+// either Err (no process, or one that does not end) or Exit is set.
 type BootFailure struct {
 	Slot int
 	Err  error
 	Exit *Exit
+
+	pr *proc // or nil
 }
 
 // String is one line, without the last words.
@@ -91,6 +52,22 @@ func (e *BootError) LastWords() string {
 	return ""
 }
 
+// failBoot notes the end of the only start of a slot, once.
+func (p *Pool) failBoot(pr *proc) {
+	if pr.bootFailed {
+		return
+	}
+	pr.bootFailed = true
+	f := BootFailure{Slot: pr.s.index, pr: pr}
+	if pr.ended {
+		x := pr.exit
+		f.Exit = &x
+	} else {
+		f.Err = fmt.Errorf("process %d was killed (%s) and does not end", pr.w.PID, pr.reason)
+	}
+	p.boot = append(p.boot, f)
+}
+
 // endBoot: the first worker is ready, so the command works. The slots that failed
 // until now are treated like any other from here on.
 func (p *Pool) endBoot() {
@@ -100,12 +77,14 @@ func (p *Pool) endBoot() {
 	for _, f := range failures {
 		s := p.slots[f.Slot]
 		switch {
-		case f.Slot >= p.desired || s.cur != nil || s.spawning || !s.startAt.IsZero():
+		case f.Slot >= p.desired || s.spawning || !s.startAt.IsZero():
 			// Resized since, or failed twice.
-		case f.Exit == nil:
+		case s.cur != nil:
+			p.supersede(s) // if it does not end
+		case f.pr == nil:
 			p.plan(s, spawnRetry, s.why)
 		default:
-			p.replace(s, *f.Exit, false)
+			p.succeed(f.pr)
 		}
 	}
 }

@@ -120,8 +120,9 @@ type Config struct {
 
 // Hooks tell what happens. All are optional. Except where said otherwise they are
 // called one after the other by a goroutine of their own and in order: for one
-// worker Started, then any of Silent, Ready and Drain, then Exited. They may call
-// the pool's methods. Run returns after the last hook did.
+// worker Started, then any of Silent, Ready, Drain and Orphaned, then Exited. A
+// successor may be Started before its predecessor has Exited. They may call the
+// pool's methods. Run returns after the last hook did.
 type Hooks struct {
 	// Listeners lends the listeners of a slot for one spawn, with
 	// SharesListeners only. The pool does not close them; they must stay open
@@ -143,8 +144,12 @@ type Hooks struct {
 	// when Drained is called, or at the drain timeout; any other has got its
 	// signal already.
 	Drain func(w Worker)
-	// Exited: the process is reaped and its process group was killed before, so
-	// what it has not answered can be judged.
+	// Orphaned: the leader has ended and its group was killed, but the process
+	// that speaks for it (SetReader) has not ended yet, and may go on
+	// for good if it had left the group. Its slot goes on with a successor.
+	Orphaned func(w Worker)
+	// Exited: the process is reaped, its process group was killed before and its
+	// reader has ended, so what it has not answered can be judged.
 	Exited func(w Worker, x Exit)
 	// SpawnFailed: no process was made. err wraps a *SpawnError when the command
 	// could not be started.

@@ -21,12 +21,18 @@
 //
 //	           spawn                 ready
 //	(planned) ──────▶ starting ───────────────▶ ready
-//	    ▲                │  start timeout: KILL   │ Stop, Shrink
+//	    ▲                │  start timeout: KILL   │ Stop, Shrink, Retire
 //	    │ delay          │ exit, drain            ▼
-//	    │                │                    draining ── KILL ──▶ stuck
-//	 backoff ◀───────────┴──────── exit ──────────┴──────────────────┘
+//	    │                │                    draining
+//	 backoff ◀───────────┴──────── exit ──────────┘
 //
 // down is a slot whose worker ended and whose restart policy leaves it so.
+//
+// A process that was killed and is still there after 2 s is stuck, whatever it was
+// before. Its place goes to a successor at once, and it becomes one of the older
+// processes of its slot, called SLOT.GENERATION, until it ends. There are at most two of
+// them; a third that gets stuck keeps its place and makes the slot stuck.
+//
 // A native worker (one that speaks on its channel) that drains gets a Drain hook,
 // TERM once it has drained, and KILL if that does not end it. Others
 // (listen-fds) get the stop signal at once.
@@ -38,6 +44,12 @@
 // the whole group. When a leader ends, its group is killed before the
 // leader is reaped: no member outlives it, and the group's number cannot have become
 // somebody else's. A command like "sh -c 'server'" is therefore better written "sh
-// -c 'exec server'": the shell would end first and take the server with it. A
-// descendant that leaves the group (setsid) escapes; only a cgroup could hold it.
+// -c 'exec server'": the shell would end first and take the server with it.
+//
+// A descendant that leaves the group (setsid) escapes; only a cgroup could hold it. If it
+// is the one that speaks on the channel, the pool learns of it from SetReader and watches
+// it by a handle of its own. When the leader ends first, the reader is an orphan, an
+// older process of its slot, and Exited is told when both are dead: until then somebody
+// might still serve what the worker was given. When the reader ends first, the leader is
+// a shell without its server, and follows.
 package pool

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +35,30 @@ type world struct {
 	lines []string // what the hooks said
 	told  []string // what the processes were told
 	procs []*fakeProcess
+	// watches are the strangers that are watched, by pid.
+	watches map[int]*fakeWatch
+}
+
+// fakeWatch is a process that is no child.
+type fakeWatch struct {
+	endedC chan struct{}
+	// released is closed when nobody waits any more.
+	released chan struct{}
+}
+
+func (f *fakeWatch) wait(ctx context.Context) bool {
+	defer close(f.released)
+	select {
+	case <-ctx.Done():
+		return false
+	default:
+	}
+	select {
+	case <-f.endedC:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // fakeProcess obeys TERM and KILL unless told otherwise.
@@ -43,11 +68,10 @@ type fakeProcess struct {
 	spec   *spec
 	exitC  chan exitStatus
 
-	mu      sync.Mutex
-	deaf    bool // to signals but KILL
-	frozen  bool // to KILL too
-	exited  bool
-	signals []syscall.Signal
+	mu     sync.Mutex
+	deaf   bool // to signals but KILL
+	frozen bool // to KILL too
+	exited bool
 }
 
 func (f *fakeProcess) pid() int { return f.number }
@@ -73,7 +97,14 @@ func (f *fakeProcess) kill() {
 	}
 }
 
-func (f *fakeProcess) wait() exitStatus { return <-f.exitC }
+func (f *fakeProcess) wait(ctx context.Context) (exitStatus, bool) {
+	select {
+	case status := <-f.exitC:
+		return status, true
+	case <-ctx.Done():
+		return exitStatus{}, false
+	}
+}
 
 func (f *fakeProcess) exit(status exitStatus) {
 	f.mu.Lock()
@@ -84,17 +115,32 @@ func (f *fakeProcess) exit(status exitStatus) {
 	}
 }
 
+func (f *fakeProcess) isFrozen() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.frozen
+}
+
 func (f *fakeProcess) set(deaf, frozen bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.deaf, f.frozen = deaf, frozen
 }
 
+func (f *fakeWatch) ended() bool {
+	select {
+	case <-f.endedC:
+		return true
+	default:
+		return false
+	}
+}
+
 // newWorld makes a pool that is not running yet. Hooks that c has are called besides
 // the logging ones.
 func newWorld(t *testing.T, c Config) *world {
 	t.Helper()
-	w := &world{t: t, began: time.Now(), runC: make(chan error, 1)}
+	w := &world{t: t, began: time.Now(), runC: make(chan error, 1), watches: make(map[int]*fakeWatch)}
 	if c.Size == 0 {
 		c.Size = 1
 	}
@@ -116,6 +162,7 @@ func newWorld(t *testing.T, c Config) *world {
 	}
 	c.Hooks.Silent = func(k Worker) { w.logf("slot %d silent", k.Slot) }
 	c.Hooks.Drain = func(k Worker) { w.logf("slot %d drain", k.Slot) }
+	c.Hooks.Orphaned = func(k Worker) { w.logf("slot %d orphaned, id %d", k.Slot, k.ID) }
 	c.Hooks.Exited = func(k Worker, x Exit) {
 		w.logf("slot %d %s, cause %s", k.Slot, x, x.Cause)
 		if h.Exited != nil {
@@ -138,6 +185,7 @@ func newWorld(t *testing.T, c Config) *world {
 			}
 			return w.notify(), nil
 		},
+		watch:    w.watch,
 		jitter:   func() float64 { return 0.5 }, // none
 		oomKills: func() uint64 { return 0 },
 	}
@@ -156,12 +204,53 @@ func (w *world) run() *world {
 // end waits for Run and returns its error.
 func (w *world) end() error {
 	w.t.Helper()
-	err := <-w.runC
-	w.stop()
-	if n := len(w.Pool.procs); n != 0 || w.spawning != 0 {
-		w.t.Errorf("Run returned with %d processes and %d spawns", n, w.spawning)
+	err := w.endLeaving()
+	if n := len(w.Pool.procs); n != 0 {
+		w.t.Errorf("Run returned with %d processes", n)
 	}
 	return err
+}
+
+// endLeaving is end for a pool that leaves processes behind.
+func (w *world) endLeaving() error {
+	w.t.Helper()
+	err := <-w.runC
+	w.stop()
+	if w.spawning != 0 {
+		w.t.Errorf("Run returned with %d spawns", w.spawning)
+	}
+	for pid, f := range w.watches {
+		select {
+		case <-f.released:
+		default:
+			w.t.Errorf("process %d is still watched", pid)
+		}
+	}
+	return err
+}
+
+func (w *world) watch(pid int) watched {
+	f := &fakeWatch{endedC: make(chan struct{}), released: make(chan struct{})}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.watches[pid] = f
+	return f
+}
+
+// endReader ends a process that is watched.
+func (w *world) endReader(pid int) {
+	w.mu.Lock()
+	f := w.watches[pid]
+	w.mu.Unlock()
+	w.do(func() { close(f.endedC) })
+}
+
+// older describes the older processes of a slot.
+func (w *world) older(slot int) (names []string) {
+	for _, o := range w.Snapshot().Slots[slot].Older {
+		names = append(names, fmt.Sprintf("%s id %d %s %d", o.Name(), o.ID, o.State, o.ReaderPID))
+	}
+	return names
 }
 
 func (w *world) launch(ctx context.Context, sp *spec) (process, error) {
@@ -175,6 +264,13 @@ func (w *world) launch(ctx context.Context, sp *spec) (process, error) {
 	f := &fakeProcess{w: w, number: 100 + len(w.procs), spec: sp, exitC: make(chan exitStatus, 1)}
 	w.procs = append(w.procs, f)
 	return f, nil
+}
+
+// all returns every process so far.
+func (w *world) all() []*fakeProcess {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.procs)
 }
 
 func (w *world) logf(format string, args ...any) {

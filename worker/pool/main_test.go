@@ -228,6 +228,7 @@ type events struct {
 	*Pool
 	startedC chan Worker
 	readyC   chan Worker
+	orphanC  chan Worker
 	exitedC  chan Exit
 	lineC    chan Line
 	runC     chan error
@@ -237,7 +238,7 @@ type events struct {
 func runReal(t *testing.T, c Config) *events {
 	t.Helper()
 	e := &events{
-		startedC: make(chan Worker, 64), readyC: make(chan Worker, 64),
+		startedC: make(chan Worker, 64), readyC: make(chan Worker, 64), orphanC: make(chan Worker, 64),
 		exitedC: make(chan Exit, 64), lineC: make(chan Line, 4096), runC: make(chan error, 1),
 	}
 	if c.Size == 0 {
@@ -253,6 +254,7 @@ func runReal(t *testing.T, c Config) *events {
 		e.startedC <- w
 	}
 	c.Hooks.Ready = func(w Worker) { e.readyC <- w }
+	c.Hooks.Orphaned = func(w Worker) { e.orphanC <- w }
 	c.Hooks.Exited = func(_ Worker, x Exit) { e.exitedC <- x }
 	p, err := New(c)
 	if err != nil {

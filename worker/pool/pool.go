@@ -61,10 +61,13 @@ type Pool struct {
 	boot     []BootFailure // while booting
 	startups [len(startBounds) + 1]uint64
 	startSum time.Duration
+	leaveAt  time.Time // when what does not end is left behind; zero if there is more
 	oomSeen  uint64
 	// spawnCtx ends the spawns under way when all are to be killed.
 	spawnCtx  context.Context
 	killSpawn context.CancelFunc
+	// lifeCtx ends the waiting for processes that are left behind.
+	lifeCtx context.Context
 }
 
 type phase int
@@ -78,6 +81,7 @@ const (
 // system is all that touches the operating system; tests replace it.
 type system struct {
 	launch       func(context.Context, *spec) (process, error)
+	watch        func(pid int) watched
 	pair         func() (*handoff.Conn, *os.File, error)
 	listenNotify func() (notifySource, error)
 	jitter       func() float64 // in [0, 1)
@@ -108,6 +112,7 @@ func New(c Config) (*Pool, error) {
 	}
 	p.sys = system{
 		launch:       p.launch,
+		watch:        watch,
 		pair:         handoff.Pair,
 		listenNotify: listenNotify,
 		jitter:       rand.Float64,
@@ -124,7 +129,16 @@ func New(c Config) (*Pool, error) {
 //
 // When it returns, every process it started is reaped, every hook has returned and
 // its goroutines have ended, save one that is still stuck in a write to
-// Output. Run may be called once.
+// Output.
+//
+// It does not wait for ever for what nobody can end: when the only processes left are
+// stuck (killed 2 s ago and still there), it gives them 3 s more. So it returns
+// within 5 s of a StopNow, and within 5 s of the last KILL of a Stop. What is then
+// left behind is named in an error that wraps a *LeftError, and its Exited
+// hook is not called. A reader that outlives its leader outside of the group
+// (SetReader) is drained like a worker, and left behind likewise.
+//
+// Run may be called once.
 func (p *Pool) Run(ctx context.Context) error {
 	p.phaseMu.Lock()
 	if p.phase != phaseNew {
@@ -136,6 +150,9 @@ func (p *Pool) Run(ctx context.Context) error {
 
 	p.spawnCtx, p.killSpawn = context.WithCancel(context.Background())
 	defer p.killSpawn()
+	var endLife context.CancelFunc
+	p.lifeCtx, endLife = context.WithCancel(context.Background())
+	defer endLife()
 	p.oomSeen = p.sys.oomKills()
 	var helpers sync.WaitGroup // waited for below
 	helpers.Go(p.hooks.deliver)
@@ -146,6 +163,7 @@ func (p *Pool) Run(ctx context.Context) error {
 
 	err := p.loop(ctx)
 
+	endLife() // of those left behind
 	p.phaseMu.Lock()
 	p.phase = phaseOver
 	rest, _ := p.inbox.take() // those who wait for an answer get it
@@ -179,7 +197,7 @@ func (p *Pool) loop(ctx context.Context) error {
 	defer timer.Stop()
 	endC := ctx.Done()
 	for {
-		if over, err := p.ended(); over {
+		if over, err := p.ended(time.Now()); over {
 			return err
 		}
 		next := p.nextDeadline()
@@ -208,9 +226,45 @@ func (p *Pool) loop(ctx context.Context) error {
 }
 
 // ended says whether there is nothing left to do, and what Run returns then.
-func (p *Pool) ended() (bool, error) {
-	if len(p.procs) > 0 || p.spawning > 0 {
+func (p *Pool) ended(now time.Time) (bool, error) {
+	over, err := p.finished()
+	if !over {
+		p.leaveAt = time.Time{}
 		return false, nil
+	}
+	if len(p.procs) == 0 {
+		return true, err
+	}
+	stuck := true
+	for _, pr := range p.procs {
+		p.drain(pr) // an orphan of a pool that has nothing else
+		stuck = stuck && pr.stuck
+	}
+	switch {
+	case !stuck:
+		p.leaveAt = time.Time{}
+		return false, nil
+	case p.leaveAt.IsZero():
+		p.leaveAt = now.Add(leaveAfter)
+		return false, nil
+	case now.Before(p.leaveAt):
+		return false, nil
+	case err != nil:
+		return true, fmt.Errorf("%w; %w", err, p.left())
+	default:
+		return true, fmt.Errorf("run pool: %w", p.left())
+	}
+}
+
+// finished is ended for all processes that can be expected to end.
+func (p *Pool) finished() (bool, error) {
+	if p.spawning > 0 {
+		return false, nil
+	}
+	for _, pr := range p.procs {
+		if !pr.stuck && !pr.orphan() {
+			return false, nil
+		}
 	}
 	if p.stopping {
 		return true, nil
@@ -224,7 +278,11 @@ func (p *Pool) ended() (bool, error) {
 		if !s.down {
 			return false, nil
 		}
-		if x := s.lastExit; failed == nil && !x.clean() {
+		switch x := s.lastExit; {
+		case failed != nil:
+		case len(s.older) > 0 && s.older[0].stuck:
+			failed = fmt.Errorf("run pool: %w: slot %d was killed: %s", ErrAllDown, s.index, s.older[0].reason)
+		case !x.clean():
 			failed = fmt.Errorf("run pool: %w: slot %d %s", ErrAllDown, s.index, x)
 		}
 	}
@@ -232,12 +290,14 @@ func (p *Pool) ended() (bool, error) {
 }
 
 // tell posts f for the loop; when the pool is over, nowhere.
-func (p *Pool) tell(f func()) {
+func (p *Pool) tell(f func()) bool {
 	p.phaseMu.Lock()
 	defer p.phaseMu.Unlock()
-	if p.phase != phaseOver {
-		p.inbox.post(f)
+	if p.phase == phaseOver {
+		return false
 	}
+	p.inbox.post(f)
+	return true
 }
 
 // tellOf posts f for the loop with the worker named, if it is still there.
@@ -275,9 +335,25 @@ func (p *Pool) Ready(id uint64) {
 func (p *Pool) Drained(id uint64) { p.tellOf(id, p.drained) }
 
 // Kill ends the worker's process group at once; reason is for its Exit. An ID
-// that is no longer there is ignored.
+// that is no longer there is ignored, here and below.
 func (p *Pool) Kill(id uint64, reason string) {
 	p.tellOf(id, func(pr *proc) { p.kill(pr, reason) })
+}
+
+// Abort sends sig (ABRT) to the leader of the worker's process group, so that it can
+// leave a core or a trace of its stacks, and ends the group after StopTimeout (5s
+// where that is off). The cause of its Exit is killed_stuck whatever the signal made of
+// it, and reason is for its Exit too.
+func (p *Pool) Abort(id uint64, sig syscall.Signal, reason string) {
+	p.tellOf(id, func(pr *proc) { p.abort(pr, sig, reason) })
+}
+
+// Retire stops one process by the rules of Stop, although its slot goes on: it is
+// respawned as soon as the process has exited, whatever the restart policy, and the
+// backoff does not grow. reason is for its Exit, which counts as requested. Nothing
+// happens to a worker that is on its way out already.
+func (p *Pool) Retire(id uint64, reason string) {
+	p.tellOf(id, func(pr *proc) { p.retire(pr, reason) })
 }
 
 // Signal sends sig to the newest worker of a slot, and only to its leader.

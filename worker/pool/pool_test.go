@@ -211,9 +211,9 @@ func TestKillByReason(t *testing.T) {
 		w.do(func() { w.Kill(1, "protocol violation") })
 		w.wantState(StateReady)
 		w.pass(stuckAfter)
-		w.wantState(StateStuck) // frozen: KILL did nothing
+		w.wantState(StateStarting) // frozen: KILL did nothing, and the slot goes on
 		w.do(func() { w.proc(0).exit(exitStatus{code: -1, signal: syscall.SIGKILL}) })
-		w.wantState(StateBackoff)
+		w.wantState(StateStarting)
 		w.StopNow()
 		if err := w.end(); err != nil {
 			t.Error(err)
@@ -222,8 +222,12 @@ func TestKillByReason(t *testing.T) {
 			0s slot 0 started id 1 pid 100
 			0s slot 0 ready
 			0s pid 100 killed
+			2s slot 0 started id 2 pid 101
 			2s slot 0 was ended by signal 9 (killed) after 2s: protocol violation, cause killed_stuck
-			2s slot 0 backs off 1s
+			2s slot 0 drain
+			2s slot 0 was ended by signal 15 (terminated) after 0s, cause requested
+			2s pid 101 gets terminated
+			2s pid 101 killed
 		`)
 	})
 }

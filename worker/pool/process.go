@@ -21,8 +21,8 @@ type process interface {
 	// happens once the leader was reaped.
 	kill()
 	// wait returns after the leader has ended, its group was killed and it was
-	// reaped. It is called once.
-	wait() exitStatus
+	// reaped, or false when ctx ends first. It is called once.
+	wait(ctx context.Context) (exitStatus, bool)
 }
 
 type exitStatus struct {
@@ -60,8 +60,8 @@ func (e *SpawnError) Error() string {
 
 func (e *SpawnError) Unwrap() error { return e.Err }
 
-// live starts one process for s, and stays with it until it is reaped. Run waits for it
-// (tasks). All that it learns it posts to the loop.
+// live starts one process for s, and stays with it until it is gone, or left behind.
+// Run waits for it (tasks). All that it learns it posts to the loop.
 func (p *Pool) live(ctx context.Context, s *slot, generation int) {
 	b, err := p.spawn(ctx, s, generation)
 	if err != nil {
@@ -76,13 +76,22 @@ func (p *Pool) live(ctx context.Context, s *slot, generation int) {
 		b.output.start(b.pr.w)
 	}
 
-	status := b.pr.p.wait()
-
+	status, known := b.pr.p.wait(p.lifeCtx)
+	if known {
+		p.inbox.post(func() { p.leaderEnded(b.pr, status) })
+		select {
+		case <-b.pr.releasedC: // its pipes would be missed by a reader that lives on
+		case <-p.lifeCtx.Done():
+			known = false
+		}
+	}
 	if b.notify != nil {
 		b.notify.Close()
 	}
 	lastWords := b.output.finish()
-	p.inbox.post(func() { p.exited(b.pr, status, lastWords) })
+	if known {
+		p.inbox.post(func() { p.outputEnded(b.pr, lastWords) })
+	}
 }
 
 // listenReady posts the first READY=1 of the worker's own processes, and reads on
@@ -196,7 +205,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 	if err != nil {
 		return nil, err
 	}
-	b.pr = &proc{s: s, p: pr, w: Worker{
+	b.pr = &proc{s: s, p: pr, releasedC: make(chan struct{}), w: Worker{
 		ID: p.lastID.Add(1), Slot: s.index, Generation: generation, PID: pr.pid(), Started: started,
 	}}
 	return b, nil
@@ -244,7 +253,7 @@ func (p *Pool) launch(ctx context.Context, sp *spec) (process, error) {
 	// the same, and is then reported as the exit that it is.
 	if err := readStatus(statusR); err != nil {
 		pr.kill()
-		pr.wait()
+		pr.wait(p.lifeCtx)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			err = &SpawnError{Step: "exec", Name: fmt.Sprintf("%q", sp.argv[0]), Err: context.Cause(ctx)}
 		}
@@ -291,19 +300,23 @@ func (o *osProcess) killLocked() {
 	_ = o.child.Kill()
 }
 
-func (o *osProcess) wait() exitStatus {
-	awaitExit(o.child.Pid)
+func (o *osProcess) wait(ctx context.Context) (exitStatus, bool) {
+	if !awaitExit(ctx, o.child.Pid) {
+		// It stays in strays: as PID 1 we would be its reaper, but we end.
+		_ = o.child.Release()
+		return exitStatus{}, false
+	}
 	state, err := o.reap()
 	// Not under mu: it waits for a fork under way, and the loop may be waiting in kill.
 	o.strays.forget(o.child.Pid)
 	if err != nil { // somebody else has reaped it: its end is certain, how is not
-		return exitStatus{code: -1}
+		return exitStatus{code: -1}, true
 	}
 	ws := state.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
-		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}
+		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}, true
 	}
-	return exitStatus{code: ws.ExitStatus()}
+	return exitStatus{code: ws.ExitStatus()}, true
 }
 
 // reap kills what is left of the group and takes the leader's status.

@@ -2,7 +2,6 @@ package pool
 
 import (
 	"fmt"
-	"syscall"
 	"time"
 
 	"rrd/handoff"
@@ -10,8 +9,10 @@ import (
 
 // slot is a worker's place, kept over respawns. The loop owns it.
 type slot struct {
-	index    int
-	cur      *proc // newest process, or nil
+	index int
+	cur   *proc // newest process, or nil
+	// older are those whose place it took: at most maxOlder, oldest first.
+	older    []*proc
 	spawning bool
 	// startAt is when it is started next, why is the reason; zero for no plan.
 	startAt time.Time
@@ -26,7 +27,7 @@ type slot struct {
 	lastExit      *Exit
 }
 
-// proc is one process until it was reaped. The loop owns it.
+// proc is one process until it is gone. The loop owns it.
 type proc struct {
 	w Worker
 	s *slot
@@ -37,13 +38,31 @@ type proc struct {
 	said      bool  // has spoken
 	wasReady  bool
 	readyAt   time.Time
-	requested bool // was asked to end
-	asked     bool // got its stop signal
-	killed    bool // by us
-	stuckAt   time.Time
+	requested bool   // was asked to end
+	retired   string // why, by Retire
+	asked     bool   // got its stop signal
+	aborted   bool   // got the signal of Abort
+	killed    bool   // by us
+	killedAt  time.Time
+	stuck     bool // killed for stuckAfter, and not ended
+	// shellOnly: it was killed because its reader had ended before.
+	shellOnly bool
 	reason    string // why it was killed, when not as requested
 	timers    timers
+
+	reader *reader // who speaks on its channel, when that is not the leader
+
+	// From the end of the leader on:
+	ended      bool
+	exit       Exit
+	counted    bool          // among the exits of its slot
+	releasedC  chan struct{} // closed when nobody can write to its output any more
+	outputDone bool
+	bootFailed bool // is among the failures of the boot
 }
+
+// orphan says whether only the reader is left.
+func (pr *proc) orphan() bool { return pr.ended && pr.reader.alive() }
 
 // timers are the deadlines of a process; zero is off.
 type timers [timerCount]time.Time
@@ -54,12 +73,15 @@ const (
 	silentTimer        // to have spoken
 	termTimer          // to have drained
 	killTimer          // to have ended
+	readerTimer        // to have ended after its reader
+	stuckTimer         // to have ended after a KILL
 	timerCount
 )
 
-// stuckAfter is how long a killed process may take to end before it is reported as
-// stuck (a frozen cgroup, a dead network file system). It is waited for all the same.
-const stuckAfter = 2 * time.Second
+// clear switches all off but those that follow from an end.
+func (t *timers) clear() {
+	*t = timers{readerTimer: t[readerTimer], stuckTimer: t[stuckTimer]}
+}
 
 func (t *timers) set(i int, now time.Time, d time.Duration) {
 	t[i] = time.Time{}
@@ -160,12 +182,12 @@ func (p *Pool) spoke(pr *proc) {
 }
 
 func (p *Pool) becomeReady(pr *proc) {
-	if pr.state != StateStarting || pr.killed {
+	if pr.state != StateStarting || pr.killed || pr.aborted || pr.ended {
 		return
 	}
 	now := time.Now()
 	pr.state, pr.wasReady, pr.readyAt = StateReady, true, now
-	pr.timers = timers{}
+	pr.timers.clear()
 	p.observeStart(now.Sub(pr.w.Started))
 	if hook := p.cfg.Hooks.Ready; hook != nil {
 		p.hooks.post(func() { hook(pr.w) })
@@ -175,139 +197,6 @@ func (p *Pool) becomeReady(pr *proc) {
 	}
 }
 
-// drain asks the worker to end, in the way of its kind.
-func (p *Pool) drain(pr *proc) {
-	if pr.requested {
-		return
-	}
-	serving := pr.state == StateReady
-	pr.requested = true
-	pr.state = StateDraining
-	pr.timers = timers{}
-	if hook := p.cfg.Hooks.Drain; hook != nil {
-		p.hooks.post(func() { hook(pr.w) })
-	}
-	switch {
-	case serving && pr.native:
-		pr.timers.set(termTimer, time.Now(), p.cfg.DrainTimeout)
-	case serving:
-		p.terminate(pr, addTimeouts(p.cfg.DrainTimeout, p.cfg.StopTimeout))
-	default: // it has nothing to finish
-		p.terminate(pr, p.cfg.StopTimeout)
-	}
-}
-
-func (p *Pool) drained(pr *proc) {
-	if pr.state == StateDraining && pr.native {
-		p.terminate(pr, p.cfg.StopTimeout)
-	}
-}
-
-// terminate sends the stop signal once, and allows d for its effect.
-func (p *Pool) terminate(pr *proc, d time.Duration) {
-	if pr.asked {
-		return
-	}
-	pr.asked = true
-	pr.timers[termTimer] = time.Time{}
-	pr.timers.set(killTimer, time.Now(), d)
-	sig := p.cfg.StopSignal
-	if pr.native {
-		sig = syscall.SIGTERM
-	}
-	// A leader that is gone is reported by its exit; no other error is possible
-	// for a child of ours, and the kill timer is set.
-	_ = pr.p.signal(sig)
-}
-
-// kill ends the process group. An empty reason is for a kill that was asked for.
-func (p *Pool) kill(pr *proc, reason string) {
-	if pr.killed {
-		return
-	}
-	pr.killed, pr.reason = true, reason
-	pr.stuckAt = time.Now().Add(stuckAfter)
-	pr.timers = timers{}
-	pr.p.kill()
-}
-
-// exited: the process is reaped, its group was killed before.
-func (p *Pool) exited(pr *proc, status exitStatus, lastWords string) {
-	s := pr.s
-	delete(p.procs, pr.w.ID)
-	if s.cur == pr {
-		s.cur = nil
-	}
-	now := time.Now()
-	x := Exit{
-		Code:      status.code,
-		Signal:    status.signal,
-		Core:      status.core,
-		Requested: pr.requested,
-		Cause:     p.cause(pr, status),
-		Uptime:    now.Sub(pr.w.Started),
-		WasReady:  pr.wasReady,
-		Spoke:     pr.said,
-		LastWords: lastWords,
-	}
-	if x.Cause == CauseKilledStuck {
-		x.Reason = pr.reason
-	}
-	s.exits[x.Cause]++
-	s.lastExit = &x
-	if hook := p.cfg.Hooks.Exited; hook != nil {
-		p.hooks.post(func() { hook(pr.w, x) })
-	}
-	switch {
-	case p.stopping || s.index >= p.desired:
-	case pr.requested: // its slot was taken away and given back
-		p.start(s, StartScale)
-	case p.booting:
-		p.boot = append(p.boot, BootFailure{Slot: s.index, Exit: &x})
-	default:
-		p.replace(s, x, pr.wasReady && now.Sub(pr.readyAt) >= p.cfg.HealthyAfter)
-	}
-}
-
-// replace plans the successor of a process nobody asked to end.
-func (p *Pool) replace(s *slot, x Exit, healthy bool) {
-	if p.cfg.Restart == RestartNever || p.cfg.Restart == RestartOnFailure && x.clean() {
-		s.down = true
-		return
-	}
-	p.plan(s, s.backoff.next(healthy, p.sys.jitter()), StartCrash)
-}
-
-// cause judges an exit. What was asked for is only "requested" if it ended as asked:
-// a worker that crashes while it drains has crashed.
-func (p *Pool) cause(pr *proc, status exitStatus) Cause {
-	killed := status.signal == syscall.SIGKILL
-	switch {
-	case killed && pr.killed && pr.reason != "":
-		return CauseKilledStuck
-	case killed && pr.killed:
-		return CauseRequested
-	case pr.requested && (status.signal == 0 ||
-		status.signal == syscall.SIGTERM || status.signal == p.cfg.StopSignal):
-		return CauseRequested
-	case killed && p.outOfMemory():
-		return CauseOOM
-	case status.signal != 0:
-		return CauseSignal
-	default:
-		return CauseCode
-	}
-}
-
-// outOfMemory says whether our cgroup has seen a kill since the last look. With
-// several KILLs at once it may name the wrong one; there is no better source.
-func (p *Pool) outOfMemory() bool {
-	n := p.sys.oomKills()
-	more := n > p.oomSeen
-	p.oomSeen = n
-	return more
-}
-
 // setDesired changes the number of slots in use.
 func (p *Pool) setDesired(n int) {
 	old := p.desired
@@ -315,36 +204,14 @@ func (p *Pool) setDesired(n int) {
 	p.growSlots(n)
 	for i := old; i < n && p.phase == phaseRunning; i++ {
 		// One that still drains, or is being spawned, goes on at its end.
-		if s := p.slots[i]; s.cur == nil && !s.spawning {
+		s := p.slots[i]
+		p.supersede(s)
+		if s.cur == nil && !s.spawning && s.startAt.IsZero() {
 			p.start(s, StartScale)
 		}
 	}
 	for i := n; i < old; i++ {
-		p.retire(p.slots[i])
-	}
-}
-
-// retire ends a slot's worker and forgets its plans.
-func (p *Pool) retire(s *slot) {
-	s.startAt, s.pause, s.down = time.Time{}, 0, false
-	s.backoff.failures = 0
-	if s.cur != nil {
-		p.drain(s.cur)
-	}
-}
-
-func (p *Pool) stop() {
-	p.stopping = true
-	for _, s := range p.slots {
-		p.retire(s)
-	}
-}
-
-func (p *Pool) stopNow() {
-	p.stop()
-	p.killSpawn()
-	for _, pr := range p.procs {
-		p.kill(pr, "")
+		p.vacate(p.slots[i])
 	}
 }
 
@@ -355,6 +222,7 @@ func (p *Pool) nextDeadline() (next time.Time) {
 			next = t
 		}
 	}
+	consider(p.leaveAt)
 	for _, s := range p.slots {
 		consider(s.startAt)
 	}
@@ -402,13 +270,11 @@ func (p *Pool) expire(now time.Time) {
 		if pr.timers.due(killTimer, now) {
 			p.kill(pr, "did not end when asked to")
 		}
+		if pr.timers.due(readerTimer, now) {
+			p.killShell(pr)
+		}
+		if pr.timers.due(stuckTimer, now) {
+			p.stick(pr)
+		}
 	}
-}
-
-// addTimeouts adds two time-outs of which each may be off.
-func addTimeouts(a, b time.Duration) time.Duration {
-	if a < 0 || b < 0 {
-		return NoTimeout
-	}
-	return a + b
 }

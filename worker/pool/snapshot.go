@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -12,15 +13,19 @@ const (
 	StateStarting State = "starting"
 	StateReady    State = "ready"
 	StateDraining State = "draining"
-	// StateStuck is a process that was killed and does not end.
+	// StateStuck is a process that was killed and does not end; of a slot, that it
+	// has too many such (and orphans) to be given a successor.
 	StateStuck State = "stuck"
 	// StateBackoff is a slot that waits for its next start.
 	StateBackoff State = "backoff"
 	// StateDown is a slot that is not started again.
 	StateDown State = "down"
+	// StateOrphan is a process whose leader has ended and whose reader has not. Only
+	// older processes are in it.
+	StateOrphan State = "orphan"
 )
 
-// States lists every state.
+// States lists every state of a slot.
 func States() []State {
 	return []State{StateStarting, StateReady, StateDraining, StateStuck, StateBackoff, StateDown}
 }
@@ -33,7 +38,7 @@ const (
 	StartScale               // Resize, Grow
 	StartCrash               // its predecessor ended unasked
 	StartReload              // a roll
-	StartRecycle             // its predecessor was old enough
+	StartRecycle             // its predecessor was retired
 	startReasons = iota
 )
 
@@ -49,7 +54,7 @@ const (
 	CauseCode                     // it exited itself
 	CauseSignal                   // a signal of somebody else
 	CauseOOM                      // the kernel's out-of-memory killer
-	CauseKilledStuck              // the pool's KILL: a time-out, or Kill
+	CauseKilledStuck              // the pool's KILL: a time-out, Kill or Abort
 	exitCauses       = iota
 )
 
@@ -91,8 +96,22 @@ type SlotStatus struct {
 	Starts        map[StartReason]uint64
 	Exits         map[Cause]uint64
 	SpawnFailures uint64 // starts that made no process
-	LastExit      *Exit  // nil before the first; not to be changed
+	// Older are the processes whose place it took and that have not ended, oldest
+	// first.
+	Older    []OlderStatus
+	LastExit *Exit // nil before the first; not to be changed
 }
+
+// OlderStatus is a process that does not work in its slot any more.
+type OlderStatus struct {
+	Worker
+	State     State // stuck or orphan
+	Uptime    time.Duration
+	ReaderPID int // the process that speaks on its channel, if not PID
+}
+
+// Name is "SLOT.GENERATION": the name of a process that is not its slot's newest.
+func (w Worker) Name() string { return fmt.Sprintf("%d.%d", w.Slot, w.Generation) }
 
 // Histogram counts observations: Counts[i] those up to Bounds[i] seconds and above
 // the bound before; the last count is of those above all bounds.
@@ -144,7 +163,7 @@ func (p *Pool) snapshot(now time.Time) Snapshot {
 		},
 	}
 	for _, s := range p.slots {
-		if s.index < p.desired || s.cur != nil || s.spawning {
+		if s.index < p.desired || s.cur != nil || s.spawning || len(s.older) > 0 {
 			snap.Slots = append(snap.Slots, s.status(now))
 		} else {
 			snap.Removed = append(snap.Removed, s.status(now))
@@ -156,7 +175,7 @@ func (p *Pool) snapshot(now time.Time) Snapshot {
 func (s *slot) status(now time.Time) SlotStatus {
 	st := SlotStatus{
 		Worker:        Worker{Slot: s.index},
-		State:         s.state(now),
+		State:         s.state(),
 		Backoff:       s.pause,
 		Starts:        make(map[StartReason]uint64, startReasons),
 		Exits:         make(map[Cause]uint64, exitCauses),
@@ -180,12 +199,22 @@ func (s *slot) status(now time.Time) SlotStatus {
 		st.Native = pr.native
 		st.Uptime = now.Sub(pr.w.Started)
 	}
+	for _, pr := range s.older {
+		o := OlderStatus{Worker: pr.w, State: StateStuck, Uptime: now.Sub(pr.w.Started)}
+		if pr.orphan() {
+			o.State = StateOrphan
+		}
+		if pr.reader.alive() {
+			o.ReaderPID = pr.reader.pid
+		}
+		st.Older = append(st.Older, o)
+	}
 	return st
 }
 
-func (s *slot) state(now time.Time) State {
+func (s *slot) state() State {
 	switch {
-	case s.cur != nil && s.cur.killed && !now.Before(s.cur.stuckAt):
+	case s.cur != nil && (s.cur.stuck || s.cur.orphan()):
 		return StateStuck
 	case s.cur != nil:
 		return s.cur.state
@@ -193,6 +222,8 @@ func (s *slot) state(now time.Time) State {
 		return StateStarting
 	case !s.startAt.IsZero():
 		return StateBackoff
+	case len(s.older) > 0 && !s.down: // it is not wanted any more
+		return StateStuck
 	default: // by policy, for a failed boot, or before and after Run
 		return StateDown
 	}

@@ -1,0 +1,130 @@
+package pool
+
+import (
+	"syscall"
+	"time"
+)
+
+// abortPatience replaces a StopTimeout that is off for Abort: what is aborted was not
+// asked to end in its own time.
+const abortPatience = 5 * time.Second
+
+// drain asks the worker to end, in the way of its kind.
+func (p *Pool) drain(pr *proc) {
+	if pr.requested {
+		return
+	}
+	pr.requested = true
+	if hook := p.cfg.Hooks.Drain; hook != nil {
+		p.hooks.post(func() { hook(pr.w) })
+	}
+	if pr.killed || pr.aborted { // there is no politer way any more
+		return
+	}
+	serving := pr.state == StateReady
+	pr.state = StateDraining
+	pr.timers.clear()
+	switch {
+	case serving && pr.native:
+		pr.timers.set(termTimer, time.Now(), p.cfg.DrainTimeout)
+	case serving:
+		p.terminate(pr, addTimeouts(p.cfg.DrainTimeout, p.cfg.StopTimeout))
+	default: // it has nothing to finish
+		p.terminate(pr, p.cfg.StopTimeout)
+	}
+}
+
+func (p *Pool) drained(pr *proc) {
+	if pr.state == StateDraining && pr.native && !pr.killed && !pr.aborted {
+		p.terminate(pr, p.cfg.StopTimeout)
+	}
+}
+
+// terminate sends the stop signal once, and allows d for its effect.
+func (p *Pool) terminate(pr *proc, d time.Duration) {
+	if pr.asked {
+		return
+	}
+	pr.asked = true
+	pr.timers[termTimer] = time.Time{}
+	pr.timers.set(killTimer, time.Now(), d)
+	sig := p.cfg.StopSignal
+	if pr.native {
+		sig = syscall.SIGTERM
+	}
+	// A leader that is gone is reported by its exit; no other error is possible
+	// for a child of ours, and the kill timer is set.
+	_ = pr.p.signal(sig)
+}
+
+// retire drains one process whose slot goes on.
+func (p *Pool) retire(pr *proc, reason string) {
+	if !pr.requested && !pr.killed && !pr.aborted && !pr.ended {
+		pr.retired = reason
+		p.drain(pr)
+	}
+}
+
+// abort sends sig to the leader, and kills the group if that did not end it.
+func (p *Pool) abort(pr *proc, sig syscall.Signal, reason string) {
+	if pr.killed || pr.aborted || pr.ended {
+		return
+	}
+	pr.aborted, pr.reason = true, reason
+	pr.timers.clear()
+	d := p.cfg.StopTimeout
+	if d < 0 {
+		d = abortPatience
+	}
+	pr.timers.set(killTimer, time.Now(), d)
+	_ = pr.p.signal(sig) // as in terminate
+}
+
+// kill ends the process group. An empty reason is for a kill that was asked for.
+func (p *Pool) kill(pr *proc, reason string) {
+	if pr.killed {
+		return
+	}
+	if !pr.aborted { // its first reason is the better one
+		pr.reason = reason
+	}
+	pr.killed, pr.killedAt = true, time.Now()
+	pr.timers = timers{}
+	pr.timers.set(stuckTimer, pr.killedAt, stuckAfter)
+	pr.p.kill()
+}
+
+// vacate ends a slot's worker and forgets its plans.
+func (p *Pool) vacate(s *slot) {
+	s.startAt, s.pause, s.down = time.Time{}, 0, false
+	s.backoff.failures = 0
+	for _, pr := range s.older {
+		p.drain(pr)
+	}
+	if s.cur != nil {
+		p.drain(s.cur)
+	}
+}
+
+func (p *Pool) stop() {
+	p.stopping = true
+	for _, s := range p.slots {
+		p.vacate(s)
+	}
+}
+
+func (p *Pool) stopNow() {
+	p.stop()
+	p.killSpawn()
+	for _, pr := range p.procs {
+		p.kill(pr, "")
+	}
+}
+
+// addTimeouts adds two time-outs of which each may be off.
+func addTimeouts(a, b time.Duration) time.Duration {
+	if a < 0 || b < 0 {
+		return NoTimeout
+	}
+	return a + b
+}
