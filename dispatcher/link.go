@@ -317,7 +317,8 @@ func (l *loop) remove(worker uint64, how Removal) {
 			l.drop(c, DropPoison)
 		}
 	}
-	l.rescue(k, how.Blame)
+	open := k.active()
+	k.stats.Lost += uint64(max(open-l.rescue(k, how.Blame), 0))
 	if !k.gone {
 		_ = l.poll.remove(k.ch.Num())
 	}

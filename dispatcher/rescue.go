@@ -49,22 +49,23 @@ func (l *loop) touched(k *link, seq uint64) {
 
 // rescue takes back what a dead worker acked and left untouched, and closes the
 // copies of the rest.
-func (l *loop) rescue(k *link, blame bool) {
+func (l *loop) rescue(k *link, blame bool) (rescued int64) {
 	for c := l.kept.head; c != none; {
 		next := l.socks[c].next
-		if l.table.conns[c].worker == k.idx {
-			l.rescueOne(c, blame)
+		if l.table.conns[c].worker == k.idx && l.rescueOne(c, blame) {
+			rescued++
 		}
 		c = next
 	}
+	return rescued
 }
 
-func (l *loop) rescueOne(c connID, blame bool) {
+func (l *loop) rescueOne(c connID, blame bool) bool {
 	s := &l.socks[c]
 	ln := l.listeners[l.table.conns[c].listener]
 	if !untouched(s.fd) || ln.dropQueue {
 		l.letGo(c)
-		return
+		return false
 	}
 	l.kept.remove(l.socks, c)
 	l.keptLen--
@@ -76,9 +77,10 @@ func (l *loop) rescueOne(c connID, blame bool) {
 	l.table.rescue(c)
 	if s.deaths >= maxDeaths {
 		l.drop(c, DropPoison)
-		return
+		return true
 	}
 	l.stats.Redispatches[RedispatchRescued]++
+	return true
 }
 
 // closeConn closes our copy of a connection. close(2) of the last copy waits for

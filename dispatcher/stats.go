@@ -154,7 +154,10 @@ type SlotStats struct {
 	InFlight       int
 	// Active is how many acked connections are open, of processes that report
 	// closes.
-	Active   int64
+	Active int64
+	// Lost is how many acked connections were open when their process ended, and
+	// could not be rescued.
+	Lost     uint64
 	Reported bool // some process has reported closes
 	// Unhealthy is set while the program's own check fails.
 	Unhealthy bool
