@@ -22,6 +22,7 @@ type model struct {
 
 type modelWorker struct {
 	blocked bool
+	window  int
 	owed    []connID
 	at      map[listenerID]*modelPlace
 }
@@ -36,13 +37,14 @@ type modelPlace struct {
 type modelListener struct {
 	arrived, acked, dropped int
 	queue                   []connID // in order of arrival
-	flying                  int
+	flying, kept            int
 }
 
 type modelConn struct {
 	listener listenerID
 	worker   workerIdx
 	flying   bool
+	kept     bool
 }
 
 func (m *model) place(w workerIdx, l listenerID) *modelPlace {
@@ -69,7 +71,7 @@ func (m *model) settle(w workerIdx, used listenerID) {
 
 func (m *model) willing(w workerIdx, l listenerID) bool {
 	p := m.place(w, l)
-	return !m.workers[w].blocked && p.serves && !p.rejected && len(m.workers[w].owed) < m.window
+	return !m.workers[w].blocked && p.serves && !p.rejected && len(m.workers[w].owed) < m.workers[w].window
 }
 
 // choose finds who must be offered a connection of l: exact among those that are
@@ -147,8 +149,8 @@ func (m *model) check(rt *rapid.T) {
 		if l.arrived != l.acked+l.dropped+len(l.queue)+l.flying {
 			rt.Fatalf("listener %d breaks the law: %+v", id, *l)
 		}
-		if m.t.listeners[id].flying != l.flying {
-			rt.Fatalf("listener %d: %d in flight, want %d", id, m.t.listeners[id].flying, l.flying)
+		if ls := &m.t.listeners[id]; ls.flying != l.flying || ls.kept != l.kept {
+			rt.Fatalf("listener %d: %d in flight %d kept, want %d %d", id, ls.flying, ls.kept, l.flying, l.kept)
 		}
 	}
 	for id, w := range m.workers {
@@ -164,6 +166,11 @@ func (m *model) check(rt *rapid.T) {
 			if m.t.serves(id, l) != m.place(id, l).serves {
 				rt.Fatalf("worker %d serves listener %d: %v", id, l, m.t.serves(id, l))
 			}
+		}
+	}
+	for c, e := range m.conns {
+		if e.kept {
+			own(c, "nobody: it is kept")
 		}
 	}
 	if len(owner) != len(m.conns) {
@@ -199,13 +206,18 @@ func (m *model) addListener() {
 
 func (m *model) addWorker(serving bool) {
 	w := m.t.addWorker()
-	m.workers[w] = &modelWorker{blocked: true, at: make(map[listenerID]*modelPlace)}
+	m.workers[w] = &modelWorker{blocked: true, window: m.window, at: make(map[listenerID]*modelPlace)}
 	if serving {
 		for l := range m.lns {
 			m.serve(w, l)
 		}
 		m.unblock(w)
 	}
+}
+
+func (m *model) kept(rt *rapid.T) (connID, *modelListener) {
+	c := pick(rt, m.conns, "kept", func(c connID) bool { return m.conns[c].kept })
+	return c, m.lns[m.conns[c].listener]
 }
 
 func (m *model) serve(w workerIdx, l listenerID) {
@@ -289,9 +301,37 @@ func TestTableAgainstModel(t *testing.T) {
 				m.land(c)
 				m.toQueue(c)
 			},
+			"keep": func(rt *rapid.T) {
+				c := m.flying(rt)
+				m.t.keep(c)
+				l := m.lns[m.land(c).listener]
+				l.acked++
+				l.kept++
+				m.conns[c].kept = true
+			},
+			"forget": func(rt *rapid.T) {
+				c, l := m.kept(rt)
+				m.t.forget(c)
+				l.kept--
+				delete(m.conns, c)
+			},
+			"rescue": func(rt *rapid.T) {
+				c, l := m.kept(rt)
+				m.t.rescue(c)
+				l.kept--
+				l.acked-- // rescued: as if it had not been
+				m.conns[c].kept = false
+				m.toQueue(c)
+			},
+			"setWindow": func(rt *rapid.T) {
+				w, n := m.worker(rt), rapid.IntRange(0, 6).Draw(rt, "window")
+				m.t.setWindow(w, n)
+				m.workers[w].window = min(max(n, 1), m.window)
+				m.settle(w, none)
+			},
 			"back": func(rt *rapid.T) { m.back(m.flying(rt)) },
 			"drop": func(rt *rapid.T) {
-				c := pick(rt, m.conns, "waiting", func(c connID) bool { return !m.conns[c].flying })
+				c := pick(rt, m.conns, "waiting", func(c connID) bool { return !m.conns[c].flying && !m.conns[c].kept })
 				m.t.drop(c)
 				l := m.lns[m.conns[c].listener]
 				l.queue = slices.DeleteFunc(l.queue, func(o connID) bool { return o == c })
@@ -324,7 +364,7 @@ func TestTableAgainstModel(t *testing.T) {
 			"addListener": func(*rapid.T) { m.addListener() },
 			"removeListener": func(rt *rapid.T) {
 				l := pick(rt, m.lns, "unused listener", func(l listenerID) bool {
-					return len(m.lns[l].queue) == 0 && m.lns[l].flying == 0
+					return len(m.lns[l].queue) == 0 && m.lns[l].flying == 0 && m.lns[l].kept == 0
 				})
 				m.t.removeListener(l)
 				delete(m.lns, l)

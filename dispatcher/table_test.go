@@ -358,7 +358,7 @@ func integrity(t *table) error {
 		if !ws.blocked && ws.owed == 0 {
 			idle++
 		}
-		if !ws.blocked && ws.owed < t.window {
+		if !ws.blocked && ws.owed < ws.window {
 			room++
 		}
 	}
