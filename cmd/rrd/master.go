@@ -39,7 +39,8 @@ type master struct {
 	listeners  []dispatcher.ListenerInfo
 	metricsAt  string
 
-	draining atomic.Bool
+	draining   atomic.Bool
+	lostBefore atomic.Uint64 // connections that died with their workers before the drain
 
 	mu        sync.Mutex
 	lent      map[int][]*os.File // by slot: for the spawn under way
@@ -155,6 +156,9 @@ func (m *master) drain(ctx context.Context) {
 		ctx, cancel = context.WithTimeout(ctx, m.cfg.DrainTimeout)
 		defer cancel()
 	}
+	if stats, err := m.dispatcher.Stats(ctx); err == nil {
+		m.lostBefore.Store(lostWithWorkers(stats))
+	}
 	if err := m.dispatcher.Shutdown(ctx); err != nil {
 		m.log.Warn().Str("event", "drain.cut").Err(err).Msg("connections were still waiting for a worker")
 	}
@@ -181,9 +185,7 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 		for _, ln := range stats.Listeners {
 			lost += uint64(ln.Queued+ln.InFlight) + ln.Dropped[dispatcher.DropShutdown]
 		}
-		for _, s := range stats.Slots {
-			lost += uint64(max(s.Active, 0))
-		}
+		lost += lostWithWorkers(stats) - m.lostBefore.Load()
 	}
 	m.log.Info().Str("event", "stop").Int("exit_code", code).Uint64("connections_cut", lost).
 		Float64("duration_s", time.Since(m.started).Seconds()).Msg("stopped")
@@ -194,6 +196,14 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 		}
 	}
 	return code
+}
+
+// lostWithWorkers counts the connections that were open in workers when they ended.
+func lostWithWorkers(stats *dispatcher.Stats) (n uint64) {
+	for i := range stats.Slots {
+		n += stats.Slots[i].Lost
+	}
+	return n
 }
 
 func (m *master) closeDispatcher() {
