@@ -90,6 +90,9 @@ func (l *loop) add(w Worker) error {
 	}
 	l.links[idx] = k
 	l.byID[w.ID] = k
+	if l.cfg.MaxActive > 0 {
+		l.limit(k)
+	}
 	if s, ok := k.ch.(sender); ok {
 		if err := s.WatchSender(); err != nil {
 			l.fatal("watch the sender", err)
