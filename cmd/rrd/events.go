@@ -20,11 +20,14 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 	return dispatcher.Config{
 		Policy: c.Policy, QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0),
 		Window: c.HandoffWindow, BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0),
+		RescueLimit: c.RescueLimit, MaxActive: c.MaxConnectionsActive,
 		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, Log: m.log,
 		Hooks: dispatcher.Hooks{
 			Spoke:   func(id uint64) { m.pool.Spoke(id) },
 			Ready:   func(id uint64) { m.pool.Ready(id) },
 			Drained: func(id uint64) { m.pool.Drained(id) },
+			Reader:  func(id uint64, pid int) { m.pool.SetReader(id, pid) },
+			Health:  m.workerHealth,
 			Broke: func(id uint64, reason string) {
 				m.log.Error().Str("event", "worker.broke").Uint64("worker_id", id).Str("reason", reason).
 					Msg("worker broke the protocol and is ended")
@@ -33,7 +36,12 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			Hung: func(id uint64, owed time.Duration) {
 				m.log.Error().Str("event", "worker.hung").Uint64("worker_id", id).Float64("duration_s", owed.Seconds()).
 					Msg("worker has not answered for too long and is ended")
-				m.pool.Kill(id, "hung: it owed an answer for "+owed.Round(time.Millisecond).String())
+				reason := "hung: it owed an answer for " + owed.Round(time.Millisecond).String()
+				if c.HangSignal != syscall.SIGKILL {
+					m.pool.Abort(id, c.HangSignal, reason)
+					return
+				}
+				m.pool.Kill(id, reason)
 			},
 			Opened: func(i dispatcher.ListenerInfo) { m.logListener("listener.open", i) },
 			Closed: func(i dispatcher.ListenerInfo) { m.logListener("listener.close", i) },
@@ -89,7 +97,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		Hooks: pool.Hooks{
 			Listeners: m.lend, MayResize: c.mayResize,
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
-			Exited: m.workerExited, SpawnFailed: m.spawnFailed,
+			Orphaned: m.workerOrphaned, Exited: m.workerExited, SpawnFailed: m.spawnFailed,
 			Backoff: func(slot int, d time.Duration) {
 				m.log.Info().Str("event", "worker.backoff").Int("worker", slot).Float64("duration_s", d.Seconds()).
 					Msg("worker is started again after a pause")
@@ -227,22 +235,48 @@ func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 		e = e.Str("reason", x.Reason)
 	}
 	e.Msg("worker exited")
-	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: blame(x)}); err != nil {
+	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: x.Blame()}); err != nil {
 		m.log.Error().Str("event", "worker.exit").Int("worker", w.Slot).Err(err).Msg("what the worker left could not be taken back")
 	}
+	m.mu.Lock()
+	if t := m.failing[w.ID]; t != nil {
+		t.Stop()
+		delete(m.failing, w.ID)
+	}
+	m.mu.Unlock()
 	if m.slotIsDown(w.Slot) {
 		_ = m.dispatcher.ForgetSlot(w.Slot) // it fails only when everything ends
 	}
 }
 
-// blame says whether the death may have been a connection's doing: nobody asked
-// for it, and it was no KILL or TERM from outside.
-func blame(x pool.Exit) bool {
-	if x.Requested {
-		return false
+// workerOrphaned: the process that was started is dead, the one that reads the
+// channel is not.
+func (m *master) workerOrphaned(w pool.Worker) {
+	m.log.Info().Str("event", "worker.orphaned").Str("worker", w.Name()).Int("worker_pid", w.PID).
+		Msg("the command has ended and a process that it started has not: what that one has read stays with it until it is dead")
+	if err := m.dispatcher.Disown(w.ID); err != nil {
+		m.log.Error().Str("event", "worker.orphaned").Int("worker", w.Slot).Err(err).Msg("what it had not read could not be taken back")
 	}
-	outside := x.Cause == pool.CauseSignal && (x.Signal == syscall.SIGKILL || x.Signal == syscall.SIGTERM)
-	return !outside
+}
+
+// workerHealth replaces a worker whose own check fails for too long.
+func (m *master) workerHealth(id uint64, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.failing[id]; t != nil {
+		t.Stop()
+		delete(m.failing, id)
+	}
+	if ok {
+		m.log.Info().Str("event", "worker.healthy").Uint64("worker_id", id).Msg("the worker's own health check passes again")
+		return
+	}
+	m.log.Warn().Str("event", "worker.unhealthy").Uint64("worker_id", id).Msg("the worker's own health check fails: it gets nothing new")
+	if after := m.cfg.UnhealthyAfter; after != off {
+		m.failing[id] = time.AfterFunc(after, func() {
+			m.pool.Retire(id, "its own health check has failed for "+after.String())
+		})
+	}
 }
 
 func (m *master) slotIsDown(slot int) bool {

@@ -46,6 +46,7 @@ type master struct {
 	lent      map[int][]*os.File // by slot: for the spawn under way
 	wasReady  map[int]bool       // slots
 	announced bool
+	failing   map[uint64]*time.Timer // by worker: whose health check fails; replaces it
 }
 
 // logQueue is how many messages wait for a sink that does not take them; more
@@ -80,6 +81,7 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 		log:      newLogger(sink, isTerminal(stderr), environ, c, counter),
 		lent:     make(map[int][]*os.File),
 		wasReady: make(map[int]bool),
+		failing:  make(map[uint64]*time.Timer),
 	}
 	return m.run(environ, signals, isTerminal(stdout), stderr)
 }

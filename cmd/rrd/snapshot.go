@@ -72,7 +72,7 @@ func listenerCounts(ln *dispatcher.ListenerStats) metrics.Listener {
 		Paused:       ln.Paused,
 	}
 	if ln.KernelKnown {
-		out.KernelQueue = &metrics.KernelQueue{Length: int(ln.KernelQueue), Limit: int(ln.KernelLimit)}
+		out.KernelQueue = &metrics.KernelQueue{Length: int(ln.KernelQueue), Limit: int(ln.KernelLimit), Drops: ln.KernelDrops}
 	}
 	return out
 }
@@ -99,6 +99,10 @@ func workerCounts(slot pool.SlotStatus, d *dispatcher.SlotStats) metrics.Worker 
 	}
 	w.Failures = counts(d.Failures[:], dispatcher.Failure.String)
 	w.ProtocolErrors = metrics.Counts{"violation": d.ProtocolErrors}
+	if d.Unhealthy && w.State == string(pool.StateReady) {
+		w.State = metrics.StateUnhealthy
+	}
+	w.Heartbeat = d.Heard
 	if d.Reported {
 		active := int(d.Active)
 		w.Active = &active
