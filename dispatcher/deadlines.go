@@ -159,7 +159,7 @@ func (l *loop) recover(k *link) {
 		}
 		for ; c != none; c = l.table.conns[c].next {
 			if !l.socks[c].listed {
-				l.flight.push(l.socks, c)
+				l.flight.pushSent(l.socks, c)
 			}
 		}
 	}

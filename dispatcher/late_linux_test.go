@@ -221,6 +221,36 @@ func TestWhatRecoversIsLateAgainInTime(t *testing.T) {
 	}
 }
 
+// What a recovered worker still owes is older than what others were sent since.
+func TestWhatRecoversKeepsItsDeadline(t *testing.T) {
+	s := newStepped(t, lateConfig())
+	ln := s.listen("web")
+	p := s.serving(ln)
+	s.connect(ln, 1)
+	s.settle()
+	s.pass(lateIn / 2)
+	s.connect(ln, 1)
+	s.settle()
+	p.mustGet(1, 2)
+	other := s.serving(ln)
+	s.pass(lateIn / 4)
+	s.connect(ln, 1)
+	s.settle()
+	other.mustGet(3)
+	s.pass(lateIn / 4)
+	s.settle()
+	p.ack(1)
+	s.settle()
+	if p.k.late {
+		t.Fatal("still late")
+	}
+	s.pass(lateIn / 2)
+	s.settle()
+	if !p.k.late || other.k.late {
+		t.Errorf("late: %v %v, want only the first", p.k.late, other.k.late)
+	}
+}
+
 func TestADrainingWorkerIsRecalledToo(t *testing.T) {
 	s := newStepped(t, lateConfig())
 	ln := s.listen("web")

@@ -380,6 +380,27 @@ func (q *sockList) push(socks []sock, c connID) {
 	q.tail = c
 }
 
+// pushSent is push for one that was sent earlier than others in the list.
+func (q *sockList) pushSent(socks []sock, c connID) {
+	after := q.tail
+	for after != none && socks[after].sent > socks[c].sent {
+		after = socks[after].prev
+	}
+	if after == q.tail {
+		q.push(socks, c)
+		return
+	}
+	next := q.head
+	if after != none {
+		next = socks[after].next
+		socks[after].next = c
+	} else {
+		q.head = c
+	}
+	socks[c].prev, socks[c].next, socks[c].listed = after, next, true
+	socks[next].prev = c
+}
+
 func (q *sockList) remove(socks []sock, c connID) {
 	s := &socks[c]
 	if !s.listed {
