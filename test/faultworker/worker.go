@@ -134,6 +134,7 @@ func (w *worker) handoff(f handoff.Frame, fd handoff.FD) error {
 		return w.say(handoff.Frame{Type: handoff.Reject, Seq: f.Seq, Arg: uint32(handoff.ReasonBusy)},
 			handoff.Frame{Type: handoff.Again, Listener: f.Listener})
 	case dieUnacked:
+		w.serving.Wait() // what was acked before is to be served
 		die()
 	case dieAcked:
 		if err := w.say(handoff.Frame{Type: handoff.Ack, Seq: f.Seq}); err != nil {

@@ -65,7 +65,6 @@ func (m *Master) toMetrics(fds map[int]string) int {
 // must have at the end. It waits until two looks agree.
 func (m *Master) Rebase() {
 	m.t.Helper()
-	m.AllReady()
 	var last *measure
 	Poll(m.t, "the number of descriptors and goroutines to settle", func() error {
 		now, err := m.measure()
@@ -189,13 +188,7 @@ func (m *Master) killAll() {
 func (m *Master) checkEnded() {
 	m.t.Helper()
 	leakcheck.NoProcess(m.t, m.mark)
-	for _, s := range []*stream{m.log, m.out} {
-		select {
-		case <-s.ended:
-		case <-time.After(Patience):
-			m.t.Errorf("somebody still holds the master's output")
-		}
-	}
+	m.drained()
 	if m.t.Failed() {
 		return
 	}
@@ -241,10 +234,16 @@ func (m *Master) report() {
 	if !m.t.Failed() {
 		return
 	}
-	text := m.Log()
-	const most = 12_000
-	if len(text) > most {
-		text = text[:most/3] + "\n[...]\n" + text[len(text)-most*2/3:]
+	const mostLines, mostBytes = 60, 500
+	var b strings.Builder
+	lines := strings.Split(m.Log(), "\n")
+	for i, line := range lines {
+		if i < mostLines/3 || i > len(lines)-mostLines*2/3 {
+			fmt.Fprintf(&b, "%.*s\n", mostBytes, line)
+		} else if i == mostLines/3 {
+			b.WriteString("[...]\n")
+		}
 	}
+	text := b.String()
 	m.t.Logf("%s: %v\nstderr:\n%s\nstdout:\n%.4000s", strings.Join(m.cmd.Args[1:], " "), m.state, text, m.Stdout())
 }

@@ -37,6 +37,8 @@ type Options struct {
 	// Unready: do not wait for the event ready, and take no measure of the idle
 	// master by which to judge it at the end.
 	Unready bool
+	// Metrics is the address of its HTTP server; empty: one that the log tells.
+	Metrics string
 	// NoMetrics starts it without its HTTP address; nothing is judged that only
 	// this can tell.
 	NoMetrics bool
@@ -82,6 +84,7 @@ func Start(t testing.TB, o Options) *Master {
 	}
 	m.WaitReady()
 	if !o.NoMetrics {
+		m.AllReady()
 		m.Rebase()
 	}
 	return m
@@ -102,7 +105,20 @@ func Run(t testing.TB, o Options) *Master {
 	m := launch(t, o)
 	t.Cleanup(m.end)
 	m.WaitExit()
+	m.drained()
 	return m
+}
+
+// drained waits until all that was written to the outputs has been read.
+func (m *Master) drained() {
+	m.t.Helper()
+	for _, s := range []*stream{m.log, m.out} {
+		select {
+		case <-s.ended:
+		case <-time.After(Patience):
+			m.t.Errorf("somebody still holds the master's output")
+		}
+	}
 }
 
 func launch(t testing.TB, o Options) *Master {
@@ -113,7 +129,12 @@ func launch(t testing.TB, o Options) *Master {
 		log: newStream(), out: newStream(), exited: make(chan struct{}), listeners: make(map[string]Event),
 	}
 	var args []string
-	if !o.NoMetrics {
+	switch {
+	case o.NoMetrics:
+	case o.Metrics != "":
+		args = append(args, "--metrics", o.Metrics)
+		m.metrics = o.Metrics
+	default:
 		args = append(args, "--metrics", "127.0.0.1:0")
 	}
 	args = append(args, "--control", "off", "--log-format", "json")
@@ -208,6 +229,9 @@ func (m *Master) learn() {
 
 // MasterPID returns the master's process.
 func (m *Master) MasterPID() int { return m.cmd.Process.Pid }
+
+// Environ returns the environment that the master was started with.
+func (m *Master) Environ() []string { return m.cmd.Env }
 
 // Dir returns the directory that the master runs in; files in it must be gone at
 // the end.

@@ -65,13 +65,7 @@ type Worker struct {
 	Backoff    float64 `json:"respawn_backoff_seconds"`
 }
 
-// Dropped adds up all reasons.
-func (l *Listener) dropped() (n int) {
-	for _, d := range l.Dropped {
-		n += d
-	}
-	return n
-}
+func (l *Listener) dropped() int { return sum(l.Dropped) }
 
 // Total adds up a count over all listeners.
 func (s *Status) Total(of func(*Listener) int) (n int) {
@@ -97,7 +91,19 @@ func (s *Status) checkLaw() error {
 			return fmt.Errorf("law broken at %s: %+v, and rrd says %+v", l.Name, *l, law)
 		}
 	}
+	for _, w := range s.Workers { // likewise for each slot
+		if out := w.Acks + sum(w.Rejections) + sum(w.Failures) + w.InFlight; w.Handoffs != out {
+			return fmt.Errorf("slot %d was handed %d connections and %d are accounted for: %+v", w.Slot, w.Handoffs, out, w)
+		}
+	}
 	return nil
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }
 
 // client keeps no connection, so that it changes no count of the master's.
