@@ -101,7 +101,7 @@ type Hooks struct {
 	AcceptPaused func(listener string, err error, pause time.Duration)
 	// Refused: a worker asked for a listener and did not get it.
 	Refused func(worker uint64, network, address string, err error)
-	// Ignored: the shared listener's kernel queue is full and nobody accepts.
+	// Ignored: clients wait in a shared listener's queue and nobody accepts them.
 	Ignored func(ListenerInfo)
 }
 

@@ -24,6 +24,9 @@ func (l *loop) nextDeadline() int64 {
 	if l.acceptAt != 0 {
 		sooner(l.acceptAt)
 	}
+	if l.ignoredAt != 0 {
+		sooner(l.ignoredAt)
+	}
 	if l.cfg.HangTimeout > 0 && len(l.byID) > 0 {
 		sooner(l.beatAt)
 	}
@@ -96,6 +99,9 @@ func (l *loop) deadlines() {
 	}
 	if l.cfg.HangTimeout > 0 && l.beatAt <= l.now && len(l.byID) > 0 {
 		l.heartbeat()
+	}
+	if l.ignoredAt != 0 && l.ignoredAt <= l.now {
+		l.lookForIgnored()
 	}
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0

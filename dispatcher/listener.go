@@ -30,6 +30,7 @@ type listener struct {
 	addr     string
 	watching bool
 
+	neglect   neglect
 	closing   bool
 	closeBy   int64 // handshakes are waited for until then
 	checkAt   int64 // when to look at them again
@@ -77,6 +78,10 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 	ln.wire = l.wires
 	ln.stats = l.nameStats(c.Name)
 	if ln.shared {
+		ln.neglect.since = l.now
+		if l.ignoredAt == 0 {
+			l.ignoredAt = l.now + ignoredEvery
+		}
 		// Workers wait in accept(2), as with systemd's sockets: programs that
 		// inherit a listener expect that. Those that do not set it themselves.
 		if err := waitInAccept(s.fd); err != nil {

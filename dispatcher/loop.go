@@ -24,6 +24,7 @@ type loop struct {
 	kept      sockList // acked, our copy kept for a rescue; oldest first
 	keptLen   int
 	beatAt    int64
+	ignoredAt int64   // when to look for ignored listeners; 0: there is no shared one
 	links     []*link // by workerIdx
 	byID      map[uint64]*link
 	listeners []*listener // by listenerID; nil: unused

@@ -63,7 +63,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			},
 			Ignored: func(i dispatcher.ListenerInfo) {
 				m.log.Error().Str("event", "listener.ignored").Str("listener", i.Name).Str("address", i.Address).
-					Msg("the kernel's queue is full and no worker accepts: does the program use the listeners of LISTEN_FDS?")
+					Msg("clients wait and no worker accepts them: does the program use the listeners of LISTEN_FDS?")
 			},
 		},
 	}
@@ -208,7 +208,7 @@ func (m *master) workerReady(w pool.Worker) {
 func (m *master) workerSilent(w pool.Worker) {
 	m.log.Error().Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
 		Str("reason", "under --policy rr a worker must speak to rrd: (1) a Go program uses rrd's worker library, or any language docs/protocol.md; "+
-			"(2) --policy none or reuseport for a program that takes listeners by LISTEN_FDS; (3) a Node program with --worker-protocol node").
+			"(2) --policy none or reuseport for a program that takes its listeners by LISTEN_FDS; (3) a Node program, which this version cannot serve yet under rr").
 		Msg("worker says nothing on its channel")
 }
 
