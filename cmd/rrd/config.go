@@ -205,8 +205,8 @@ func (c *config) finish(h *host) error {
 	if c.WorkerProtocol == pool.ProtocolListenFDs && c.Policy == dispatcher.SchedRR {
 		return c.bad("worker-protocol", "listen-fds", "needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport")
 	}
-	if c.WorkerProtocol == pool.ProtocolNode && c.builtIn() {
-		return c.bad("worker-protocol", "node", "needs a command: put -- node PROGRAM at the end")
+	if c.WorkerProtocol == pool.ProtocolNode {
+		return c.bad("worker-protocol", "node", "is not in this version yet: run the program with --policy none, listening on {fd: 3}")
 	}
 	if len(c.Listen) == 0 && c.builtIn() {
 		const builtInAddress = "127.0.0.1:8080"

@@ -62,7 +62,7 @@ func TestMistakes(t *testing.T) {
 		{environ: env("RRD_POLICY=RR"), want: `--policy: "RR" is not one of auto, rr, none, reuseport (from RRD_POLICY)`},
 		{args: words("--worker-protocol http"), want: `--worker-protocol: "http" is not one of auto, rrd, node, listen-fds (from flag)`},
 		{args: words("--worker-protocol listen-fds -- a"), want: `--worker-protocol: "listen-fds" needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport (from flag)`},
-		{args: words("--worker-protocol node"), want: `--worker-protocol: "node" needs a command: put -- node PROGRAM at the end (from flag)`},
+		{args: words("--worker-protocol node"), want: `--worker-protocol: "node" is not in this version yet: run the program with --policy none, listening on {fd: 3} (from flag)`},
 		{args: words("--restart sometimes"), want: `--restart: "sometimes" is not one of always, on-failure, never (from flag)`},
 		{args: words("--stop-signal KILL"), want: `--stop-signal: "KILL" is not one of TERM, INT, QUIT, HUP, USR1, USR2, WINCH, ABRT (from flag)`},
 		{args: words("--hang-signal TERM"), want: `--hang-signal: "TERM" is not one of KILL, ABRT (from flag)`},
