@@ -32,7 +32,7 @@ func TestAListenerThatNobodyAcceptsFromIsTold(t *testing.T) {
 		t.Errorf("told %d times", n)
 	}
 	for range 2 {
-		d, errno := accept(ln.sock.fd)
+		d, errno := accept(ln.sock.fd.Num())
 		if errno != 0 {
 			t.Fatal(errno)
 		}

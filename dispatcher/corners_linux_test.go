@@ -1,0 +1,163 @@
+package dispatcher
+
+import (
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
+)
+
+// The process that was started is dead, its child goes on reading.
+func TestDisown(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	shell, other := s.serving(ln), s.serving(ln)
+	s.connect(ln, 1)
+	s.settle()
+	shell.mustGet(1)
+	s.connect(ln, 2)
+	s.settle() // 2 to other, 3 to the shell's child, which has not read it
+	s.l.disown(shell.id)
+	s.l.disown(99)
+	s.connect(ln, 1)
+	s.settle()
+	other.mustGet(2, 3, 4)
+	shell.mustGet()
+	if shell.last(handoff.Drain) == nil {
+		t.Error("it was not told to drain")
+	}
+	if st := s.stats("web"); st.InFlight != 4 {
+		t.Errorf("what it has read is not held: %+v", st)
+	}
+	shell.ack(1)
+	s.settle()
+	if st := s.stats("web"); st.Acked != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A recalled LISTENING has lost its descriptor: it is lent anew.
+func TestARecalledAnswerIsSaidAgainWithItsSocket(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedNone, Configured: true})
+	ln := s.listen("web")
+	p := s.peer()
+	p.ask(1, "tcp", "web", 0)
+	s.settle()
+	s.l.recall(p.k, RedispatchRecalled, true)
+	fd := p.shared()
+	defer fd.Close()
+	if inode(t, fd.Num()) != inode(t, ln.sock.fd.Num()) {
+		t.Error("another socket")
+	}
+	if len(p.heard) != 2 || p.heard[0].Type != handoff.Hello || p.heard[1].Seq != 1 {
+		t.Errorf("heard %+v", p.heard)
+	}
+}
+
+func TestTheSocketOfASlotThatIsNoMore(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln := s.listen("web")
+	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.addSlot(1, second)
+	a, b := s.peer(), s.peer()
+	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
+	defer fa.Close()
+	_ = fb.Close()
+	queued := 0
+	for n := 0; n < 32; n++ {
+		s.client(ln)
+	}
+	for _, k := range []int{second.fd.Num()} {
+		n, _, _ := acceptQueue(k)
+		queued += int(n)
+	}
+	b.die(Removal{})
+	s.l.forgetSlot(1)
+	for range 200 {
+		s.pass(reportEveryTime / 100)
+		s.settle()
+		if a.hear(); len(a.has) > 0 {
+			a.ack(len(a.has))
+		}
+	}
+	if len(ln.bySlot) != 1 {
+		t.Errorf("%d sockets are left", len(ln.bySlot))
+	}
+	if got := a.k.stats.Acks; int(got) != queued {
+		t.Errorf("%d handed on of the %d in its queue", got, queued)
+	}
+}
+
+// close(2) of the last copy of a socket that lingers waits; the loop must not.
+func TestALingeringConnectionIsClosedElsewhere(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	p := s.serving(ln)
+	c := s.client(ln)
+	s.settle()
+	p.mustGet(1)
+	if err := unix.SetsockoptLinger(p.has[0].fd.Num(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if !lingers(p.has[0].fd) {
+		t.Fatal("SO_LINGER is not seen")
+	}
+	p.ack(1)
+	s.settle()
+	s.d.helpers.Wait()
+	_ = c
+}
+
+func TestErrorsOfAcceptAreClassed(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	for errno, want := range map[syscall.Errno]AcceptError{
+		unix.EMFILE: AcceptEMFILE, unix.ENFILE: AcceptENFILE, unix.ENOBUFS: AcceptNobufs, unix.ENOMEM: AcceptNomem,
+		unix.ECONNABORTED: AcceptAborted, unix.EPROTO: AcceptAborted, unix.EPERM: AcceptOther, unix.ENETDOWN: AcceptOther,
+	} {
+		before := ln.stats.AcceptErrors[want]
+		s.l.acceptAt = 0
+		s.l.acceptFailed(ln, errno)
+		if ln.stats.AcceptErrors[want] != before+1 || (s.l.acceptAt != 0) != (want != AcceptAborted) {
+			t.Errorf("%v: counted %v, stops until %v", errno, ln.stats.AcceptErrors, s.l.acceptAt)
+		}
+	}
+}
+
+func TestLabels(t *testing.T) {
+	seen := map[string]bool{}
+	label := func(s string) {
+		if s == "" || seen[s] {
+			t.Errorf("label %q is empty or used twice", s)
+		}
+		seen[s] = true
+	}
+	kinds := []func(){
+		func() { each(NumDropReasons, func(i DropReason) { label(i.String()) }) },
+		func() { each(NumAcceptErrors, func(i AcceptError) { label(i.String()) }) },
+		func() { each(NumPauseReasons, func(i PauseReason) { label(i.String()) }) },
+		func() { each(NumFailures, func(i Failure) { label(i.String()) }) },
+		func() { each(NumRedispatches, func(i Redispatch) { label(i.String()) }) },
+	}
+	for _, kind := range kinds {
+		clear(seen)
+		kind()
+	}
+	if got := FDBudget(SchedRR, 4096, 4, 4, 2, 1024); got != 4096+2*4*10+2+1024+64 {
+		t.Errorf("budget %d", got)
+	}
+	if got := FDBudget(SchedReuseport, 0, 4, 4, 2, 0); got != 80+8+64 {
+		t.Errorf("budget under reuseport %d", got)
+	}
+}
+
+func each[T ~uint8](n T, fn func(T)) {
+	for i := range n {
+		fn(i)
+	}
+}
