@@ -150,12 +150,19 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 	}
 }
 
+// leastDrain is what the workers get of the drain timeout if everything before
+// has used it up.
+const leastDrain = time.Second
+
 // drain closes the listeners, waits until nothing waits for a worker, and then
-// lets the workers finish.
+// lets the workers finish, all within the drain timeout.
 func (m *master) drain(ctx context.Context) {
-	if m.cfg.DrainTimeout > 0 {
+	left := func() time.Duration { return off }
+	if limit := m.cfg.DrainTimeout; limit != off {
+		end := time.Now().Add(limit)
+		left = func() time.Duration { return min(max(time.Until(end), leastDrain), limit) }
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, m.cfg.DrainTimeout)
+		ctx, cancel = context.WithDeadline(ctx, end)
 		defer cancel()
 	}
 	if stats, err := m.dispatcher.Stats(ctx); err == nil {
@@ -164,7 +171,7 @@ func (m *master) drain(ctx context.Context) {
 	if err := m.dispatcher.Shutdown(ctx); err != nil {
 		m.log.Warn().Str("event", "drain.cut").Err(err).Msg("connections were still waiting for a worker")
 	}
-	m.pool.Stop()
+	m.pool.StopWithin(left())
 }
 
 // exitCode says how the run ended, in the log and for who started us.

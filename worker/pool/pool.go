@@ -411,5 +411,14 @@ func (p *Pool) resize(change func(int) int) (int, error) {
 // they are gone.
 func (p *Pool) Stop() { p.tell(p.stop) }
 
+// StopWithin is Stop with what is left of the drain timeout, where a part of it
+// was used before the workers could be asked to drain.
+func (p *Pool) StopWithin(drain time.Duration) {
+	p.tell(func() {
+		p.cfg.DrainTimeout = drain
+		p.stop()
+	})
+}
+
 // StopNow kills all process groups and starts no more. It does not wait either.
 func (p *Pool) StopNow() { p.tell(p.stopNow) }

@@ -57,6 +57,26 @@ func TestDrainTimeoutThenStopTimeout(t *testing.T) {
 	})
 }
 
+func TestStopWithinWhatIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{}).run()
+		w.do(func() { w.Ready(1) })
+		w.proc(0).set(true, false)
+		w.StopWithin(2 * time.Second)
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+		w.wantLog(`
+			0s slot 0 started id 1 pid 100
+			0s slot 0 ready
+			0s slot 0 drain
+			2s pid 100 gets terminated
+			7s pid 100 killed
+			7s slot 0 was ended by signal 9 (killed) after 7s: did not end when asked to, cause killed_stuck
+		`)
+	})
+}
+
 func TestStopListenFDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{SharesListeners: true, StopSignal: syscall.SIGQUIT}).run()
