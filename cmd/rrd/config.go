@@ -227,8 +227,14 @@ func (c *config) finish(h *host) error {
 	return c.identity(h)
 }
 
+// rootWarning is not for who has named root: that may be meant.
+const rootWarning = "--user: the workers run as root, as rrd does, so whoever takes one over has rrd and the machine: name another user, or root if that is meant"
+
 // identity settles who the workers run as.
 func (c *config) identity(h *host) error {
+	if c.user == nil && h.euid == 0 {
+		c.Warnings = append(c.Warnings, rootWarning)
+	}
 	if c.user == nil && c.group == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -71,6 +72,7 @@ func TestDefaults(t *testing.T) {
 		RespawnMin: time.Second, RespawnMax: 30 * time.Second, Restart: "always",
 		WorkerOutput: "auto", Control: "auto", Metrics: endpoint{"tcp4", "127.0.0.1:9746"},
 		LogLevel: zerolog.InfoLevel, LogFormat: "auto",
+		Warnings: []string{rootWarning},
 	}
 	if diff := cmp.Diff(want, c, cmp.FilterPath(unexported, cmp.Ignore())); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -274,6 +276,24 @@ func TestUserAndGroup(t *testing.T) {
 	}
 }
 
+// Workers with rrd's own uid can signal and trace it; root's can do all else too.
+func TestWarnsOfRootWorkers(t *testing.T) {
+	for args, want := range map[string]bool{
+		"": true, "-p none": true, "--group www": true, "--user web": false, "--user 0 --group www": false,
+	} {
+		h := testHost(nil)
+		h.account = func(v string) (account, error) { return account{len(v) - 1, 34}, nil } // "0" is root
+		c, _, err := h.parseConfig(words(args), nil)
+		if err != nil || slices.Contains(c.Warnings, rootWarning) != want {
+			t.Errorf("%q: %v, warnings %q", args, err, c.Warnings)
+		}
+		h.euid = 1000
+		if c, _, err := h.parseConfig(nil, nil); err != nil || len(c.Warnings) > 0 {
+			t.Errorf("not root: %v, warnings %q", err, c.Warnings)
+		}
+	}
+}
+
 func TestRespawnRange(t *testing.T) {
 	c, _, err := testHost(nil).parseConfig(words("--respawn-min 1m"), nil)
 	if err != nil || c.RespawnMax != time.Minute {
@@ -297,6 +317,7 @@ func TestWarnings(t *testing.T) {
 		"RRD_HELP: ignored, because this is a flag only: use --help",
 		"RRD_ENV: ignored, because this is a flag only: use --env",
 		`"RRD_EVIL\n": ignored, because there is no such setting`,
+		rootWarning,
 	}
 	if diff := cmp.Diff(want, c.Warnings); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
