@@ -259,6 +259,7 @@ func TestTheAskerDiesWhileItIsBeingBound(t *testing.T) {
 		s.step()
 	}
 	p.die(Removal{})
+	s.l.forgetSlot(p.k.slot) // it may have been bound just before
 	s.until("it is closed", func() bool { return len(s.l.asked) == 0 && s.l.defunct == 0 && s.l.closing == 0 })
 }
 
