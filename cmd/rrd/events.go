@@ -92,6 +92,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		Size: c.Workers, Argv: command, Dir: c.Chdir, Env: environ, ExtraEnv: c.Env,
 		Credential: c.Credential, NoFile: c.WorkerNoFile, StopSignal: c.StopSignal, Protocol: m.protocol(),
 		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0,
+		SilentAfter:     silentAfter(c.StartTimeout),
 		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
 		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.output(),
 		Hooks: pool.Hooks{
@@ -104,6 +105,16 @@ func (m *master) poolConfig(environ []string) pool.Config {
 			},
 		},
 	}
+}
+
+// silentAfter is when a worker that says nothing is spoken of: after five
+// seconds, or before the start timeout ends it.
+func silentAfter(start time.Duration) time.Duration {
+	const silent = 5 * time.Second
+	if start != off && start <= silent {
+		return start * 3 / 4
+	}
+	return silent
 }
 
 // protocol spares the built-in worker what it does not need.
