@@ -62,6 +62,7 @@ fuzz-short: ## every fuzz target for FUZZTIME
 
 e2e: ## end to end: the built program, real processes, real clients
 	go test -count=1 -timeout 10m ./test
+	cd test/extern && go vet ./... && go test -count=1 ./...
 
 soak: ## the TestSoak tests of test/ for SOAK each
 	@go test -list '^TestSoak' ./test | grep -q '^TestSoak' || { echo 'soak: test/ has no TestSoak' >&2; exit 1; }
