@@ -2,16 +2,23 @@
 
 // Command faultworker is a worker that misbehaves as told, for the tests. It
 // speaks the protocol by itself, through handoff.Port, because the worker library
-// would not let it.
+// would not let it; in mode lib it is an honest program of that library.
 //
-//	faultworker [-listen NETWORK/ADDRESS] [-slots N,N] [-gate FIFO] MODE
+//	faultworker [-listen NETWORK/ADDRESS] [-slots N,N] [-others MODE] [-gate FIFO]
+//	            [-armed FILE] [-ledger FILE] [-seed N] MODE
 //
-// Only the slots named by -slots misbehave, the others are in mode serve; none
-// named: all. Where a mode waits for a gate it does so until somebody opens the
-// FIFO for writing. It answers like rrd's built-in worker.
+// Only the slots named by -slots misbehave, the others are in mode -others; none
+// named: all. With -armed they do so only while that file is there. Where a mode
+// waits for a gate it does so until somebody opens the FIFO for writing. It answers
+// like rrd's built-in worker.
+//
+// In the file of -ledger it writes a line before it reads the first byte of a
+// connection: the client's address, its own pid, and the time in ns. So it is known
+// afterwards what a process that was killed had begun.
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -23,25 +30,58 @@ import (
 	"rrd/handoff"
 )
 
+type options struct {
+	listen, slots, others, gate, armed, ledger string
+	seed                                       uint64
+	mode                                       string
+}
+
 func main() {
-	listen := flag.String("listen", "tcp/127.0.0.1:0", "what to ask the master for")
-	slots := flag.String("slots", "", "the slots that misbehave")
-	gate := flag.String("gate", "", "the FIFO that ends the misbehaviour")
+	var o options
+	flag.StringVar(&o.listen, "listen", "tcp/127.0.0.1:0", "what to ask the master for")
+	flag.StringVar(&o.slots, "slots", "", "the slots that misbehave")
+	flag.StringVar(&o.others, "others", "serve", "the mode of the other slots")
+	flag.StringVar(&o.gate, "gate", "", "the FIFO that ends the misbehaviour")
+	flag.StringVar(&o.armed, "armed", "", "the file without which nobody misbehaves")
+	flag.StringVar(&o.ledger, "ledger", "", "the file that tells what was begun")
+	flag.Uint64Var(&o.seed, "seed", 1, "what mode chaos depends on")
 	flag.Parse()
-	if err := run(*listen, *slots, *gate, flag.Arg(0)); err != nil {
+	o.mode = flag.Arg(0)
+	if err := run(o); err != nil {
 		fmt.Fprintf(os.Stderr, "faultworker: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(listen, slots, gate, mode string) error {
+func run(o options) error {
 	slot := os.Getenv(handoff.EnvSlot)
-	if slots != "" && !slices.Contains(strings.Split(slots, ","), slot) {
-		mode = "serve"
+	if o.slots != "" && !slices.Contains(strings.Split(o.slots, ","), slot) {
+		o.mode = o.others
 	}
-	decide, ok := modes[mode]
+	book, err := openLedger(o.ledger)
+	if err != nil {
+		return err
+	}
+	switch o.mode {
+	case "lib", "health":
+		return library(o, book)
+	case "linger":
+		return linger(o.gate)
+	case "crash":
+		if exists(o.armed) {
+			return errors.New("told to crash")
+		}
+		o.mode = "serve"
+	case "mute":
+		if exists(o.armed) {
+			forever()
+		}
+		o.mode = "serve"
+	}
+	name, kind, _ := strings.Cut(o.mode, ":")
+	decide, ok := modes[name]
 	if !ok {
-		return fmt.Errorf("mode %q: the modes are %v", mode, slices.Sorted(maps.Keys(modes)))
+		return fmt.Errorf("mode %q: the modes are %v", o.mode, slices.Sorted(maps.Keys(modes)))
 	}
 	fd, err := strconv.Atoi(os.Getenv(handoff.EnvChannelFD))
 	if err != nil {
@@ -52,10 +92,22 @@ func run(listen, slots, gate, mode string) error {
 		return err
 	}
 	defer port.Close()
-	network, address, _ := strings.Cut(listen, "/")
+	network, address, _ := strings.Cut(o.listen, "/")
 	w := newWorker(port, slot, decide)
-	if gate != "" {
-		go w.waitAt(gate) // ends with the gate or the process
+	w.book, w.armedFile, w.kind, w.channel, w.gate = book, o.armed, kind, fd, o.gate
+	if w.chance, err = chanceOf(o, slot); err != nil {
+		return err
+	}
+	if o.gate != "" {
+		go w.waitAt(o.gate) // ends with the gate or the process
+	}
+	if name == "hog" {
+		go hog() // ends with the process
 	}
 	return w.converse(network, address)
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"math/rand/v2"
 	"os"
 
 	"rrd/handoff"
@@ -16,53 +17,120 @@ const (
 	busy                       // reject it, and say again at once
 	busySilent                 // reject it, and say again when the gate opens
 	keep                       // answer nothing until the gate opens
+	hold                       // ack it, and do not touch it; die when the gate opens
 	dieUnacked                 // die before the answer
 	dieAcked                   // ack, then die before the first byte
+	dieTouched                 // ack and touch, then die before the first byte
+	dieRead                    // ack and read, then die before telling so
+	stall                      // answer nothing any more, not even a PING
+	violate                    // break the protocol, and wait for the end
+	leave                      // close the channel and live on
+	orphan                     // die, and leave the channel to another process
+	bomb                       // send descriptors, then serve it
+	flood                      // send much, then serve it
+	fill                       // have descriptors in flight until the gate opens, and serve it
 )
 
+// turn is what a mode decides about.
+type turn struct {
+	n      int // of this process, from 1
+	f      *handoff.Frame
+	open   bool // the gate is
+	armed  bool // this is not the time to be honest
+	chance *rand.Rand
+}
+
+// fresh: nobody has died with it. What kills only such connections kills each
+// once.
+func (t turn) fresh() bool { return t.armed && t.f.Arg == 0 }
+
+// once is a mode that does what when it has a connection that has had no death.
+func once(what decision) func(turn) decision {
+	return func(t turn) decision {
+		if t.fresh() {
+			return what
+		}
+		return take
+	}
+}
+
+// every is a mode that does what with each n-th connection of a process.
+func every(n int, what decision) func(turn) decision {
+	return func(t turn) decision {
+		if t.fresh() && t.n%n == 0 {
+			return what
+		}
+		return take
+	}
+}
+
+// until is a mode that does what until the gate opens.
+func until(what decision) func(turn) decision {
+	return func(t turn) decision {
+		if t.open {
+			return take
+		}
+		return what
+	}
+}
+
 // modes decide about connection n, from 1, of this process. open: the gate is.
-var modes = map[string]func(n int, f *handoff.Frame, open bool) decision{
-	"serve": func(int, *handoff.Frame, bool) decision { return take },
+var modes = map[string]func(turn) decision{
+	"serve": func(turn) decision { return take }, // serve:early acks before READY
 	// Every second one is for somebody else.
-	"reject-second": func(n int, _ *handoff.Frame, _ bool) decision {
-		if n%2 == 0 {
+	"reject-second": func(t turn) decision {
+		if t.n%2 == 0 {
 			return busy
 		}
 		return take
 	},
-	// Says busy, and that it can take more, as fast as it is asked.
-	"reject-again": func(_ int, _ *handoff.Frame, open bool) decision {
-		if open {
-			return take
-		}
-		return busy
-	},
-	// Says busy, and nothing more until the gate opens.
-	"reject": func(_ int, _ *handoff.Frame, open bool) decision {
-		if open {
-			return take
-		}
-		return busySilent
-	},
-	// Receives and says nothing.
-	"keep": func(_ int, _ *handoff.Frame, open bool) decision {
-		if open {
-			return take
-		}
-		return keep
-	},
+	"reject-again": until(busy),       // says busy, and that it can take more, as fast as it is asked
+	"reject":       until(busySilent), // says busy, and nothing more until the gate opens
+	"keep":         until(keep),       // receives and says nothing
+	"hold":         func(turn) decision { return hold },
+
 	// Dies with the connection in hand; a connection that has had one death is served.
-	"die-unacked": func(_ int, f *handoff.Frame, _ bool) decision {
-		if f.Arg > 0 {
+	"die-unacked": once(dieUnacked),
+	// Each connection is the death of whoever gets it.
+	"poisoned":    func(turn) decision { return dieUnacked },
+	"die-acked":   every(10, dieAcked),
+	"die-touched": once(dieTouched),
+	"die-read":    once(dieRead),
+	"stall":       every(5, stall),
+	"violate":     every(3, violate),
+	"leave":       every(5, leave),
+	"orphan":      every(2, orphan),
+	"bomb":        every(3, bomb),
+	"flood":       every(3, flood),
+	"hog":         func(turn) decision { return take }, // uses up memory at SIGUSR2
+	"in-flight": func(t turn) decision {
+		if t.n == 1 && !t.open {
+			return fill
+		}
+		return take
+	},
+	// Mostly honest.
+	"chaos": func(t turn) decision {
+		odds := t.chance.IntN(1000)
+		if !t.armed {
 			return take
 		}
-		return dieUnacked
-	},
-	// Each connection is the death of whoever gets it.
-	"poisoned": func(int, *handoff.Frame, bool) decision { return dieUnacked },
-	"die-acked": func(n int, _ *handoff.Frame, _ bool) decision {
-		if n%10 == 0 {
-			return dieAcked
+		if odds < 20 {
+			return busy
+		}
+		if !t.fresh() {
+			return take
+		}
+		for _, c := range []struct {
+			below int
+			what  decision
+		}{
+			{30, dieUnacked}, {40, dieAcked}, {43, dieTouched}, {46, dieRead}, {48, stall}, {58, violate},
+			{60, leave}, {65, bomb}, {68, flood},
+		} {
+			if odds < c.below {
+				return c.what
+			}
 		}
 		return take
 	},

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/signal"
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"rrd/handoff"
 )
@@ -20,7 +22,14 @@ import (
 type worker struct {
 	port   *handoff.Port
 	answer answer
-	decide func(n int, f *handoff.Frame, open bool) decision
+	decide func(turn) decision
+	book   *ledger
+	chance *rand.Rand
+
+	armedFile string // without it nobody misbehaves; empty: always
+	kind      string // of violation; empty: any
+	gate      string
+	channel   int // the descriptor's number, which port owns
 
 	mu       sync.Mutex
 	gateOpen bool
@@ -30,6 +39,8 @@ type worker struct {
 	received int // handoffs
 	open     int // acked connections
 	kept     []held
+	holding  []*os.File      // what is in flight for nothing
+	held     []net.Conn      // acked and not touched
 	rejected map[uint32]bool // listeners that wait for our AGAIN
 	ln       net.Listener    // under none and reuseport
 
@@ -42,7 +53,7 @@ type held struct {
 	fd handoff.FD
 }
 
-func newWorker(port *handoff.Port, slot string, decide func(int, *handoff.Frame, bool) decision) *worker {
+func newWorker(port *handoff.Port, slot string, decide func(turn) decision) *worker {
 	w := &worker{port: port, decide: decide, rejected: make(map[uint32]bool)}
 	w.answer.slot, _ = strconv.Atoi(slot)
 	w.answer.generation, _ = strconv.Atoi(os.Getenv(handoff.EnvGeneration))
@@ -96,7 +107,19 @@ func (w *worker) hear(f *handoff.Frame, fd handoff.FD) error {
 				return err
 			}
 		}
-		return w.say(handoff.Frame{Type: handoff.Ready})
+		if w.kind == "early" && w.armed() {
+			if err := w.say(handoff.Frame{Type: handoff.Ack, Seq: 1}); err != nil {
+				return err
+			}
+			forever()
+		}
+		ready := handoff.Frame{Type: handoff.Ready}
+		w.mu.Lock()
+		if w.touches {
+			ready.Flags = handoff.ReadyTouches
+		}
+		w.mu.Unlock()
+		return w.say(ready)
 	case handoff.Ping:
 		return w.say(handoff.Frame{Type: handoff.Pong, Seq: f.Seq})
 	case handoff.Drain:
@@ -121,7 +144,7 @@ func (w *worker) handoff(f handoff.Frame, fd handoff.FD) error {
 		_ = fd.Close()
 		return w.say(handoff.Frame{Type: handoff.Reject, Seq: f.Seq, Arg: uint32(handoff.ReasonDraining)})
 	}
-	what := w.decide(n, &f, open)
+	what := w.decide(turn{n: n, f: &f, open: open, armed: w.armed(), chance: w.chance})
 	if what == busySilent || what == keep {
 		if w.waits(what, &f, fd) {
 			return nil
@@ -136,13 +159,69 @@ func (w *worker) handoff(f handoff.Frame, fd handoff.FD) error {
 	case dieUnacked:
 		w.serving.Wait() // what was acked before is to be served
 		die()
-	case dieAcked:
-		if err := w.say(handoff.Frame{Type: handoff.Ack, Seq: f.Seq}); err != nil {
+	case dieAcked, dieTouched, dieRead, hold:
+		return w.ackOnly(what, &f, fd)
+	case stall:
+		w.serving.Wait()
+		forever()
+	case violate:
+		w.violate(&f)
+	case leave:
+		w.serving.Wait()
+		_ = w.port.Close()
+		forever()
+	case orphan:
+		w.serving.Wait()
+		if err := w.grandchild(); err != nil {
 			return err
 		}
 		die()
+	case bomb:
+		w.bomb(100)
+	case flood:
+		w.flood(20 * time.Millisecond)
+	case fill:
+		if err := w.inFlight(); err != nil {
+			return err
+		}
 	}
 	return w.take(&f, fd)
+}
+
+func (w *worker) armed() bool { return w.armedFile == "" || exists(w.armedFile) }
+
+// ackOnly acks a connection that it does not serve.
+func (w *worker) ackOnly(what decision, f *handoff.Frame, fd handoff.FD) error {
+	if what != hold {
+		w.serving.Wait() // what was acked before is to be served
+	}
+	file := os.NewFile(uintptr(fd.Release()), "connection")
+	c, err := net.FileConn(file)
+	_ = file.Close()
+	if err != nil {
+		return err
+	}
+	if what == dieTouched || what == dieRead {
+		w.book.begin(c)
+	}
+	all := []handoff.Frame{{Type: handoff.Ack, Seq: f.Seq}}
+	w.mu.Lock()
+	if what == dieTouched && w.touches {
+		all = append(all, handoff.Frame{Type: handoff.Touched, Seq: f.Seq})
+	}
+	w.held = append(w.held, c)
+	w.mu.Unlock()
+	if err := w.say(all...); err != nil {
+		return err
+	}
+	switch what {
+	case hold:
+		return nil
+	case dieRead:
+		_, _ = c.Read(make([]byte, 1))
+	}
+	die()
+	return nil
 }
 
 // waits lets a connection, or the whole listener, wait for the gate; false: it is
@@ -166,6 +245,13 @@ func (w *worker) waits(what decision, f *handoff.Frame, fd handoff.FD) bool {
 
 // take acks a connection and serves it.
 func (w *worker) take(f *handoff.Frame, fd handoff.FD) error {
+	file := os.NewFile(uintptr(fd.Release()), "connection")
+	c, err := net.FileConn(file)
+	_ = file.Close()
+	if err != nil {
+		return err
+	}
+	w.book.begin(c)
 	frames := []handoff.Frame{{Type: handoff.Ack, Seq: f.Seq}}
 	w.mu.Lock()
 	w.open++
@@ -174,12 +260,6 @@ func (w *worker) take(f *handoff.Frame, fd handoff.FD) error {
 	}
 	w.mu.Unlock()
 	if err := w.say(frames...); err != nil {
-		return err
-	}
-	file := os.NewFile(uintptr(fd.Release()), "connection")
-	c, err := net.FileConn(file)
-	_ = file.Close()
-	if err != nil {
 		return err
 	}
 	n := w.answer.connections.Add(1) // in the order of the acks
@@ -261,6 +341,12 @@ func (w *worker) waitAt(gate string) {
 	_ = f.Close()
 	w.mu.Lock()
 	w.gateOpen = true
+	if len(w.held) > 0 {
+		die()
+	}
+	for _, f := range w.holding {
+		_ = f.Close()
+	}
 	kept, rejected := w.kept, w.rejected
 	w.kept, w.rejected = nil, make(map[uint32]bool)
 	w.mu.Unlock()

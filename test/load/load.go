@@ -93,7 +93,9 @@ func Run(ctx context.Context, cfg Config) *Report {
 	} else {
 		r.closed(ctx)
 	}
-	return newReport(r.results, time.Since(r.start))
+	report := newReport(r.results, time.Since(r.start))
+	report.Began = r.start
+	return report
 }
 
 // closed runs the clients of a closed loop and waits for them.
@@ -192,6 +194,7 @@ func (r *run) converse(i int, res *Result) (Outcome, error) {
 		return classifyDial(err), err
 	}
 	defer c.Close()
+	res.Local = c.LocalAddr().String()
 	if err := c.SetDeadline(time.Now().Add(r.cfg.Timeout)); err != nil {
 		return Client, err
 	}

@@ -34,6 +34,7 @@ type Result struct {
 	URI     string
 	Outcome Outcome
 	Err     error
+	Local   string // this side's address, "" if it did not get as far
 
 	// Who answered, as far as the answer says; Slot is -1 if it does not.
 	Slot       int
@@ -55,6 +56,7 @@ func (r *Result) Latency() time.Duration { return r.Answered - r.Scheduled }
 type Report struct {
 	Results []Result // in order of Seq
 	Elapsed time.Duration
+	Began   time.Time // what the times of Results are since
 
 	counts [outcomes]int
 	sorted []time.Duration // latencies of those answered
