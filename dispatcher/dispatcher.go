@@ -59,7 +59,7 @@ func (d *Dispatcher) Err() error {
 
 // Close drops what still waits or is unanswered (reason shutdown), closes every
 // descriptor and returns when all goroutines have ended. It is not a graceful
-// stop: see Shutdown.
+// stop: see Shutdown. Not to be called by a hook, whose return it waits for.
 func (d *Dispatcher) Close() error {
 	if d.post(func(l *loop) { l.stop() }) {
 		d.mu.Lock()

@@ -18,6 +18,7 @@ type link struct {
 	idx      workerIdx
 	token    uint64
 	ch       Channel
+	part     partSender // nil: the channel takes a message whole or not at all
 	state    handoff.State
 	rights   *Rights
 	stats    *SlotStats
@@ -78,6 +79,7 @@ func (l *loop) review(k *link) {
 
 func (l *loop) add(w Worker) error {
 	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, rights: w.Rights, stats: l.slot(w.Slot)}
+	k.part, _ = w.Channel.(partSender)
 	idx := l.table.addWorker()
 	k.idx = idx
 	k.token = l.token(int(idx), tokenIsLink)
@@ -130,6 +132,9 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 	if len(k.unsent) == 0 {
 		err := k.ch.Send(&f, share)
 		if err == nil {
+			if k.part != nil && k.part.Unsent() {
+				l.setFull(k, true)
+			}
 			return
 		}
 		if !canRetry(err) {
@@ -174,6 +179,14 @@ func (l *loop) dueRetries() {
 
 // writable sends what waits for room.
 func (l *loop) writable(k *link) {
+	if k.part != nil && k.part.Unsent() {
+		if err := k.ch.Flush(); err != nil {
+			if !canRetry(err) {
+				l.cannotSend(k, err, 0)
+			}
+			return
+		}
+	}
 	l.sendUnsent(k)
 	if len(k.unsent) == 0 {
 		l.setFull(k, false)
@@ -422,6 +435,10 @@ func (l *loop) lastAnswers(k *link) {
 }
 
 func isAgain(err error) bool { return err == syscall.EAGAIN } //nolint:errorlint // bare
+
+// partSender is a channel that may have taken a message in part, as a stream
+// does: Flush sends the rest when there is room.
+type partSender interface{ Unsent() bool }
 
 // sender is a channel that can tell which process speaks on it.
 type sender interface {

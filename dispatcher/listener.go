@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,6 +168,7 @@ func (l *loop) startClosing(ln *listener) {
 	ln.closeBy = l.now + closeWait
 	ln.checkAt = l.now
 	ln.shaking = false
+	ln.stats.Pauses[PauseDrain]++
 	for _, s := range ln.sockets() {
 		switch {
 		case ln.inherited():
@@ -301,8 +303,18 @@ func (l *loop) bury() {
 			delete(l.byWire, ln.wire)
 			l.listeners[i] = nil
 			l.defunct--
+			l.forgetName(ln)
 		}
 	}
+}
+
+// forgetName drops the counts of a listener that workers asked for and nobody
+// ever used, so that respawning and asking for ever new addresses grows nothing.
+func (l *loop) forgetName(ln *listener) {
+	if !ln.stats.Asked || ln.stats.Accepted > 0 || ln.stats.Open {
+		return
+	}
+	l.names = slices.DeleteFunc(l.names, func(n *nameStats) bool { return n == ln.stats })
 }
 
 func (ln *listener) sockets() []*socket {

@@ -269,6 +269,9 @@ func (l *loop) flush(k *link) {
 		}
 		k.stats.Handoffs += uint64(len(k.batch))
 		k.batch = k.batch[:0]
+		if k.part != nil && k.part.Unsent() {
+			l.setFull(k, true)
+		}
 		return
 	}
 	n := len(k.batch)

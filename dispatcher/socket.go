@@ -87,6 +87,8 @@ func bindInet(network, address string, o bindOptions) (*socket, error) {
 	addr := ap.Addr()
 	family, sa := unix.AF_INET6, unix.Sockaddr(nil)
 	switch {
+	case addr.Is4() && strings.HasSuffix(network, "6"):
+		return nil, &net.AddrError{Err: "not an IPv6 address", Addr: address}
 	case addr.Is4() || strings.HasSuffix(network, "4"):
 		family = unix.AF_INET
 		if !addr.IsValid() || addr.Is6() && addr.IsUnspecified() {
