@@ -50,23 +50,32 @@ func TestAllRejectEverySecond(t *testing.T) {
 	}
 }
 
-// waiting starts a load that nobody takes at first, and returns what waits for its
-// end.
+// waiting starts a load and returns what waits for its end.
 func waiting(t *testing.T, m *harness.Master, cfg load.Config) func() *load.Report {
 	t.Helper()
-	cfg.Address = m.Addr()
+	finish := waitingContext(t.Context(), m, cfg)
+	return func() *load.Report {
+		r := finish()
+		t.Log(r)
+		return r
+	}
+}
+
+// waitingContext is waiting for a load that ends with ctx.
+func waitingContext(ctx context.Context, m *harness.Master, cfg load.Config) func() *load.Report {
+	if cfg.Address == "" {
+		cfg.Address = m.Addr()
+	}
 	var report *load.Report
 	var done sync.WaitGroup
-	ctx := t.Context()
 	done.Go(func() { report = load.Run(ctx, cfg) })
 	return func() *load.Report {
 		done.Wait()
-		t.Log(report)
 		return report
 	}
 }
 
-// master's CPU while something lasts
+// cpuDuring returns how much of a core the master uses while f runs.
 func cpuDuring(t *testing.T, m *harness.Master, f func()) float64 {
 	t.Helper()
 	before, err := harness.CPU(m.MasterPID())
@@ -189,17 +198,6 @@ func TestKillUnderLoad(t *testing.T) {
 		t.Errorf("%d starts after crashes, want %d", starts, kills)
 	}
 	t.Logf("%d of %d lost with the processes that had acked them; redispatched %v", failed, len(r.Results), s.Redispatches)
-}
-
-func waitingContext(ctx context.Context, m *harness.Master, cfg load.Config) func() *load.Report {
-	cfg.Address = m.Addr()
-	var report *load.Report
-	var done sync.WaitGroup
-	done.Go(func() { report = load.Run(ctx, cfg) })
-	return func() *load.Report {
-		done.Wait()
-		return report
-	}
 }
 
 // Died with a connection received and not acked: another serves it, once.

@@ -29,36 +29,7 @@ func (m *Master) measure() (*measure, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The end of a connection to /metrics may still be on its way out.
-	if left := m.toMetrics(fds); left > 0 {
-		return nil, fmt.Errorf("%d descriptors are about to be closed", left)
-	}
 	return &measure{fds: fds, goroutines: int(samples["go_goroutines"])}, nil
-}
-
-// toMetrics counts connected sockets of the HTTP address: more than the listener.
-func (m *Master) toMetrics(fds map[int]string) int {
-	text, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		return 0
-	}
-	_, port, _ := net.SplitHostPort(m.metrics)
-	var n int
-	fmt.Sscan(port, &n)
-	local := fmt.Sprintf("0100007F:%04X", n)
-	left := 0
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 10 || f[1] != local || f[3] == "0A" { // LISTEN
-			continue
-		}
-		for _, target := range fds {
-			if target == "socket:["+f[9]+"]" {
-				left++
-			}
-		}
-	}
-	return left
 }
 
 // Rebase takes the master's present descriptors and goroutines as those that it
@@ -89,6 +60,7 @@ func (m *Master) end() {
 		m.checkRunning()
 	}
 	m.stop()
+	m.client.CloseIdleConnections()
 	if m.t.Failed() {
 		m.killAll()
 	}
@@ -111,8 +83,12 @@ func (m *Master) checkRunning() {
 		}
 	}
 	if m.base != nil {
+		start, first := time.Now(), m.checkMeasure()
 		if err := poll(Patience/3, m.checkMeasure); err != nil {
 			m.t.Errorf("at the end: %v", err)
+		}
+		if took := time.Since(start); took > time.Second {
+			m.t.Logf("it took %v until the master was as before its load; at first %v", took, first)
 		}
 	}
 	err := poll(Patience/3, func() error {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,7 @@ type Master struct {
 	exited   chan struct{} // closed when it was waited for
 	state    *os.ProcessState
 
+	client    *http.Client // of /metrics and its like
 	metrics   string
 	listeners map[string]Event
 	base      *measure
@@ -126,7 +128,7 @@ func launch(t testing.TB, o Options) *Master {
 	program := RRD(t)
 	m := &Master{
 		t: t, o: o, mark: "E2E_MARK=" + mark(), dir: t.TempDir(), tmp: t.TempDir(),
-		log: newStream(), out: newStream(), exited: make(chan struct{}), listeners: make(map[string]Event),
+		client: newClient(), log: newStream(), out: newStream(), exited: make(chan struct{}), listeners: make(map[string]Event),
 	}
 	var args []string
 	switch {
@@ -270,7 +272,8 @@ func (m *Master) Signal(sig syscall.Signal) {
 	}
 }
 
-// Kill sends a signal to a process that descends from this master.
+// Kill sends a signal to a process that descends from this master. After SIGSTOP
+// it waits until every thread of the process stands still.
 func (m *Master) Kill(pid int, sig syscall.Signal) {
 	m.t.Helper()
 	if env, err := Environ(pid); err != nil || "E2E_MARK="+env["E2E_MARK"] != m.mark {
@@ -278,6 +281,9 @@ func (m *Master) Kill(pid int, sig syscall.Signal) {
 	}
 	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
 		m.t.Fatalf("signal %v to %d: %v", sig, pid, err)
+	}
+	if sig == syscall.SIGSTOP {
+		Poll(m.t, "the process to stand still", func() error { return stopped(pid) })
 	}
 }
 

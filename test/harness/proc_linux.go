@@ -47,6 +47,17 @@ func State(pid int) string {
 	return fields[0]
 }
 
+// stopped returns an error as long as a thread of the process runs.
+func stopped(pid int) error {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range threads {
+		if fields, ok := stat(name); ok && fields[0] != "T" && fields[0] != "Z" && fields[0] != "X" {
+			return fmt.Errorf("%s is in state %s", name, fields[0])
+		}
+	}
+	return nil
+}
+
 // clockTick is what /proc counts CPU time in; it is 100 on every Linux that Go
 // runs on (sysconf(3), _SC_CLK_TCK).
 const clockTick = 10 * time.Millisecond
