@@ -27,6 +27,9 @@ func (l *loop) nextDeadline() int64 {
 	if l.ignoredAt != 0 {
 		sooner(l.ignoredAt)
 	}
+	for _, k := range l.healths {
+		sooner(k.healthAt)
+	}
 	if l.cfg.HangTimeout > 0 && len(l.byID) > 0 {
 		sooner(l.beatAt)
 	}
@@ -99,6 +102,9 @@ func (l *loop) deadlines() {
 	}
 	if l.cfg.HangTimeout > 0 && l.beatAt <= l.now && len(l.byID) > 0 {
 		l.heartbeat()
+	}
+	if len(l.healths) > 0 {
+		l.tellHealth()
 	}
 	if l.ignoredAt != 0 && l.ignoredAt <= l.now {
 		l.lookForIgnored()

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"slices"
 	"time"
 
 	"rrd/handoff"
@@ -58,6 +59,10 @@ func (l *loop) pong(k *link, seq uint64) {
 	k.pinged = 0
 }
 
+// healthEvery is how often a worker's health is told to the hook: one that
+// changes its mind with every frame is heeded each time, and told of rarely.
+const healthEvery = int64(100 * time.Millisecond)
+
 // health: the program's own check has changed its mind.
 func (l *loop) health(k *link, failing bool) {
 	if k.unhealthy == failing {
@@ -65,10 +70,25 @@ func (l *loop) health(k *link, failing bool) {
 	}
 	k.unhealthy = failing
 	l.review(k)
-	if hook := l.cfg.Hooks.Health; hook != nil {
-		id := k.id
-		l.event(func() { hook(id, !failing) })
+	if !slices.Contains(l.healths, k) {
+		l.healths = append(l.healths, k)
 	}
+}
+
+// tellHealth calls the hook for those that may be told of now and are not as
+// they were told to be.
+func (l *loop) tellHealth() {
+	l.healths = slices.DeleteFunc(l.healths, func(k *link) bool {
+		if k.healthAt > l.now {
+			return false
+		}
+		if hook := l.cfg.Hooks.Health; hook != nil && k.unhealthy != k.toldUnhealthy && !k.gone {
+			k.toldUnhealthy, k.healthAt = k.unhealthy, l.now+healthEvery
+			id, ok := k.id, !k.unhealthy
+			l.event(func() { hook(id, ok) })
+		}
+		return true
+	})
 }
 
 // reportHung has a worker killed that has owed something since then.

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"io"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,6 +46,9 @@ type link struct {
 	heard        int64 // when it said something last
 	touches      bool  // it says TOUCHED
 	unhealthy    bool  // its program's own check fails
+
+	toldUnhealthy bool  // what Hooks.Health was told last
+	healthAt      int64 // and when it may be told again
 }
 
 type parcel struct {
@@ -341,6 +345,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 	k.forgetUnsent()
 	_ = k.ch.Close()
 	l.forgetLate(k)
+	l.healths = slices.DeleteFunc(l.healths, func(h *link) bool { return h == k })
 	l.table.removeWorker(k.idx)
 	l.links[k.idx] = nil
 	delete(l.byID, worker)

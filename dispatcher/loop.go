@@ -44,6 +44,7 @@ type loop struct {
 	pause     time.Duration
 	queueFull bool
 	agains    []pendingAgain
+	healths   []*link // whose health is to be told
 	late      []*link
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed

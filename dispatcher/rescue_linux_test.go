@@ -184,6 +184,26 @@ func TestAnUnhealthyWorkerIsOfferedNothing(t *testing.T) {
 	p.mustGet(1)
 }
 
+func TestHealthIsToldNowAndThen(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	p := s.serving(s.listen("web"))
+	for i := range uint32(21) {
+		p.say(handoff.Frame{Type: handoff.Health, Arg: 1 - i%2})
+		s.step()
+	}
+	if n := s.times("health 1"); n != 1 || !p.k.unhealthy {
+		t.Errorf("told %d times, unhealthy %v", n, p.k.unhealthy)
+	}
+	p.say(handoff.Frame{Type: handoff.Health})
+	s.step()
+	s.pass(time.Duration(healthEvery))
+	s.settle()
+	s.mustHear("health 1 true")
+	if n := s.times("health 1"); n != 2 {
+		t.Errorf("told %d times: %v", n, s.told)
+	}
+}
+
 func TestAtMostSoManyActiveConnections(t *testing.T) {
 	s := newStepped(t, Config{Configured: true, MaxActive: 3})
 	ln := s.listen("web")

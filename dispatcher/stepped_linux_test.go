@@ -72,6 +72,7 @@ func (s *stepped) hooks() Hooks {
 		Ready:   func(w uint64) { s.tell("ready %d", w) },
 		Drained: func(w uint64) { s.tell("drained %d", w) },
 		Broke:   func(w uint64, why string) { s.tell("broke %d %s", w, why) },
+		Health:  func(w uint64, ok bool) { s.tell("health %d %v", w, ok) },
 		Hung:    func(w uint64, _ time.Duration) { s.tell("hung %d", w) },
 		Opened:  func(i ListenerInfo) { s.tell("opened %s %s asked=%v", i.Name, i.Network, i.Asked) },
 		Closed:  func(i ListenerInfo) { s.tell("closed %s", i.Name) },
