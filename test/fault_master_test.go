@@ -1,0 +1,442 @@
+//go:build linux
+
+package test
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rrd/test/harness"
+	"rrd/test/load"
+)
+
+// Faults around the master: F33 to F40 of the matrix in docs/reliability.md.
+
+func TestF33Drain(t *testing.T) { t.Parallel(); drain(t, 300) }
+func TestSoakF33(t *testing.T)  { soakOnly(t); drain(t, 1000) }
+
+// TERM with open connections, and more that come: nobody is cut, and the master
+// ends with the last of them.
+func drain(t *testing.T, n int) {
+	m := rr(t, 4)
+	start := time.Now()
+	finish := waiting(t, m, load.Config{Clients: n, Total: n, URI: func(i int) string {
+		return fmt.Sprintf("/sleep?ms=%d", 1500+i%10*100)
+	}})
+	m.WaitStatus("all to be taken", func(s *harness.Status) bool { return s.Acked() == n })
+	late := under(t, m, 200)
+	m.WaitStatus("more to come", func(s *harness.Status) bool { return s.Acked() > n+20 })
+	m.Signal(syscall.SIGTERM)
+	if code := m.WaitExit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	took := time.Since(start)
+	open, more := finish(), late()
+	if open.Count(load.OK) != n {
+		t.Error(open)
+	}
+	if more.Count(load.OK)+more.Count(load.Refused) != len(more.Results) {
+		t.Errorf("of those who came while it stopped: %v", more)
+	}
+	var last time.Duration
+	for i := range open.Results {
+		last = max(last, open.Results[i].Ended)
+	}
+	// The aim is 100 ms; the machine has other work.
+	if t.Logf("ended %v after the last client", took-last); took-last > time.Second {
+		t.Errorf("it ended %v after the last client", took-last)
+	}
+}
+
+func TestF34SignalStorm(t *testing.T) { t.Parallel(); signalStorm(t, 2000) }
+func TestSoakF34(t *testing.T)        { soakOnly(t); signalStorm(t, 20_000) }
+
+// All signals of this version but those that stop, two thousand a second.
+func signalStorm(t *testing.T, n int) {
+	m := rr(t, 4)
+	finish := under(t, m, 300)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	chance := rand.New(rand.NewPCG(seed, 34))
+	all := []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGTTIN}
+	tick := time.NewTicker(500 * time.Microsecond)
+	defer tick.Stop()
+	grow := false
+	for range n {
+		<-tick.C
+		sig := all[chance.IntN(len(all))]
+		if sig == syscall.SIGTTIN { // in turns, so that the number does not wander off
+			if grow = !grow; !grow {
+				sig = syscall.SIGTTOU
+			}
+		}
+		m.Signal(sig)
+	}
+	// What is still to be done is done when the number no longer changes.
+	desired := -1
+	m.WaitStatus("as many workers as desired", func(s *harness.Status) bool {
+		settled := s.Desired == desired && live(s) == desired
+		for _, w := range s.Workers {
+			settled = settled && (w.State == "ready" || w.State == "")
+		}
+		desired = s.Desired
+		return settled
+	})
+	r := finish()
+	if len(r.Failed()) > 0 {
+		t.Error(r)
+	}
+	accounts(t, m, r)
+	for desired != 4 {
+		sig, step := syscall.SIGTTIN, 1
+		if desired > 4 {
+			sig, step = syscall.SIGTTOU, -1
+		}
+		desired += step
+		m.Signal(sig)
+		m.WaitStatus("the number of workers to be as asked", func(s *harness.Status) bool { return s.Desired == desired && live(s) == desired })
+	}
+	m.AllReady()
+}
+
+func TestF35ManyDieAtOnce(t *testing.T) { t.Parallel(); manyDie(t, 1) }
+func TestSoakF35(t *testing.T)          { soakOnly(t); manyDie(t, 20) }
+
+// 64 workers killed in one instant are all seen, and replaced.
+func manyDie(t *testing.T, rounds int) {
+	const workers = 64
+	m := rr(t, workers, quick...)
+	for range rounds {
+		mark := m.Mark()
+		start := time.Now()
+		for _, w := range m.Status().Workers {
+			m.Kill(w.PID, syscall.SIGKILL)
+		}
+		killed := time.Since(start)
+		for _, e := range m.WaitFrom(mark, workers, harness.Named("worker.exit")) {
+			if e.Int("signal_number") != 9 || e.Bool("requested") {
+				t.Errorf("seen as %s", e.Line)
+			}
+		}
+		if took := time.Since(start); took > soon {
+			t.Errorf("it took %v until the last was seen", took)
+		} else {
+			t.Logf("killed in %v, all seen after %v", killed, took)
+		}
+		m.WaitFrom(mark, workers, harness.Named("worker.ready"))
+		m.AllReady()
+	}
+	accounts(t, m, serves(t, m, load.Config{Total: 128}))
+}
+
+// asInit starts a master as process 1 of a pid namespace of its own. What the test
+// starts afterwards is in that namespace as well.
+func asInit(t *testing.T, o harness.Options) *harness.Master {
+	t.Helper()
+	needsRoot(t)
+	harness.RRD(t) // what builds it must not be process 1
+	runtime.LockOSThread()
+	// Never unlocked: the thread ends with the test.
+	if err := unix.Unshare(unix.CLONE_NEWPID); err != nil {
+		t.Skipf("a pid namespace cannot be had here: %v", err)
+	}
+	o.Wrap = []string{"unshare", "--mount", "sh", "-c", `mount -t proc proc /proc && exec "$@"`, "sh"}
+	return harness.Start(t, o)
+}
+
+// inside translates pids: what a process of this pid there is called here.
+func inside(t *testing.T, m *harness.Master, pid int) int {
+	t.Helper()
+	for outer := range harness.Children(m.MasterPID()) {
+		if status, err := harness.StatusFields(outer); err == nil && strings.HasSuffix(status["NSpid"], " "+strconv.Itoa(pid)) {
+			return outer
+		}
+	}
+	t.Fatalf("no child of the master is process %d in its namespace", pid)
+	return 0
+}
+
+func TestF36OrphansOfProcess1(t *testing.T) { t.Parallel(); orphans(t, 150) }
+func TestSoakF36(t *testing.T)              { soakOnly(t); orphans(t, 1000) }
+
+// As process 1 rrd inherits what its workers leave behind: it is reaped, and not
+// taken for a worker.
+func orphans(t *testing.T, n int) {
+	worker := harness.Build(t, "", "rrd/test/faultworker")
+	// A subshell that ends at once gives its child to process 1.
+	script := fmt.Sprintf(`(i=0; while [ $i -lt %d ]; do (setsid sleep 0.2 &); i=$((i+1)); done; echo all left) & exec %s -listen tcp/web serve`, n, worker)
+	m := asInit(t, harness.Options{
+		Args:    []string{"--policy", "rr", "--workers", "2", "--worker-output", "raw"},
+		Listen:  []string{"web=" + harness.Host() + ":0"},
+		Command: []string{"sh", "-c", script},
+	})
+	if status, err := harness.StatusFields(m.MasterPID()); err != nil || !strings.HasSuffix(status["NSpid"], " 1") {
+		t.Fatalf("the master is not process 1 but %q, %v", status["NSpid"], err)
+	}
+	most := 0
+	harness.Poll(t, "all orphans to be left", func() error {
+		most = max(most, len(harness.Children(m.MasterPID())))
+		if strings.Count(m.Stdout(), "all left") < 2 {
+			return fmt.Errorf("stdout %q", m.Stdout())
+		}
+		return nil
+	})
+	if most <= 2 {
+		t.Error("the master has inherited nobody")
+	}
+	accounts(t, m, serves(t, m, load.Config{Clients: 4, Total: 200}))
+	harness.Poll(t, "the orphans to be reaped", func() error {
+		if left := harness.Children(m.MasterPID()); len(left) != 2 {
+			return fmt.Errorf("its children are %v", left)
+		}
+		return nil
+	})
+	if exits := m.Events(harness.Named("worker.exit")); len(exits) > 0 {
+		t.Errorf("taken for a worker: %s", exits[0].Line)
+	}
+	m.Rebase() // the spawning shells were alive when the master was first measured
+}
+
+// decoyProgram takes a pid and waits until its input ends; then it says whether
+// anybody has signalled it. In a pid namespace the next pid can be set
+// (pid_namespaces(7), ns_last_pid).
+const decoyProgram = `
+import os, signal, sys, time
+want = int(sys.argv[1])
+for attempt in range(1000):
+    with open("/proc/sys/kernel/ns_last_pid", "w") as f:
+        f.write(str(want - 1))
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(60)
+        os._exit(0)
+    if pid == want:
+        break
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+else:
+    sys.exit("the pid was not to be had")
+print("there", flush=True)
+sys.stdin.read()
+dead, status = os.waitpid(want, os.WNOHANG)
+print("signalled" if dead else "untouched", flush=True)
+if not dead:
+    os.kill(want, signal.SIGKILL)
+    os.waitpid(want, 0)
+`
+
+func TestF37PIDReuse(t *testing.T) { t.Parallel(); pidReuse(t, 5) }
+func TestSoakF37(t *testing.T)     { soakOnly(t); pidReuse(t, 1000) }
+
+// A worker that is being stopped dies, and a stranger gets its pid, and leads a
+// group of that number, before the time-outs are over that would have ended the
+// worker: the stranger never hears of it.
+func pidReuse(t *testing.T, rounds int) {
+	m := asInit(t, harness.Options{
+		Args: []string{"--policy", "rr", "--workers", "2", "--drain-timeout", "150ms", "--stop-timeout", "150ms"},
+	})
+	for round := range rounds {
+		// Connections that keep the worker from being drained.
+		before := m.Status().Workers[1].Acks
+		finish := waiting(t, m, load.Config{Clients: 4, Total: 4, URI: func(int) string { return "/sleep?ms=700" }})
+		busy := m.WaitStatus("all to be taken", func(s *harness.Status) bool { return s.Workers[1].Acks > before && s.Acked() == 4*(round+1) })
+		pid := busy.Workers[1].PID
+		outer := inside(t, m, pid)
+		mark := m.Mark()
+		m.Signal(syscall.SIGTTOU)
+		m.WaitFrom(mark, 1, harness.OfSlot("worker.drain", 1))
+		m.Kill(outer, syscall.SIGKILL)
+		m.WaitFrom(mark, 1, harness.OfSlot("worker.exit", 1))
+
+		decoy := exec.Command("python3", "-c", decoyProgram, strconv.Itoa(pid)) // in the namespace: see asInit
+		stdin, err := decoy.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := decoy.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoy.Stderr = os.Stderr
+		if err := decoy.Start(); err != nil {
+			t.Fatal(err)
+		}
+		there := make([]byte, len("there\n"))
+		_, err = io.ReadFull(out, there)
+		span(400 * time.Millisecond) // both time-outs and more
+		_ = stdin.Close()
+		rest, _ := io.ReadAll(out)
+		if werr := decoy.Wait(); err != nil || werr != nil || string(rest) != "untouched\n" {
+			t.Fatalf("round %d: the stranger with pid %d says %q %q, %v, %v", round, pid, there, rest, err, werr)
+		}
+		mark = m.Mark()
+		m.Signal(syscall.SIGTTIN)
+		m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", 1))
+		finish() // those of slot 1 died with it
+	}
+	m.AllReady()
+}
+
+// at returns when an event was logged.
+func at(t *testing.T, e harness.Event) time.Time {
+	t.Helper()
+	when, err := time.Parse(time.RFC3339Nano, e.Str("time"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return when
+}
+
+// In a time namespace whose clocks are months ahead every time-out takes as long
+// as ever. (The wall clock of a machine with other work cannot be set; no timer of
+// rrd reads it.)
+func TestF38Clock(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	g := newGate(t)
+	host := harness.Host() + ":0"
+	m := harness.Start(t, harness.Options{
+		Args:    []string{"--policy", "rr", "--workers", "2", "--queue-timeout", "400ms", "--hang-timeout", "600ms", "--respawn-min", "500ms"},
+		Wrap:    []string{"unshare", "--time", "--monotonic", "10000000", "--boottime", "20000000"},
+		Command: []string{harness.Build(t, "", "rrd/test/faultworker"), "-listen", "tcp/" + host, "-gate", g.path, "reject"},
+		Listen:  []string{host},
+	})
+	mine, err := os.Readlink("/proc/self/ns/time")
+	if err != nil {
+		t.Fatal(err)
+	}
+	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/time", m.MasterPID()))
+	if err != nil || its == mine {
+		t.Fatalf("the master has no time namespace of its own: %s, %v", its, err)
+	}
+	// The aim is 50 ms for each; above it is the machine's other work. Never early.
+	late := func(what string, took, want time.Duration) {
+		t.Helper()
+		if t.Logf("%s: %v, want %v", what, took, want); took < want-want/10 || took > want+want/10+500*time.Millisecond {
+			t.Errorf("%s took %v, want %v", what, took, want)
+		}
+	}
+	r := run(t, m, load.Config{Clients: 10, Total: 10})
+	for i := range r.Results {
+		late("--queue-timeout", r.Results[i].Ended-r.Results[i].Started, 400*time.Millisecond)
+	}
+	g.open()
+	serves(t, m, load.Config{Total: 10})
+	pid := m.PID(0)
+	mark, start := m.Mark(), time.Now()
+	m.Kill(pid, syscall.SIGSTOP)
+	hung := m.WaitFrom(mark, 1, harness.Named("worker.hung"))[0]
+	// It is asked ten times in the time-out: so much earlier may the last answer be.
+	late("--hang-timeout", at(t, hung).Sub(start), 600*time.Millisecond)
+	exit := m.WaitFrom(mark, 1, harness.OfSlot("worker.exit", 0))[0]
+	again := m.WaitFrom(mark, 1, harness.OfSlot("worker.start", 0))[0]
+	late("--respawn-min", at(t, again).Sub(at(t, exit)), 500*time.Millisecond)
+	m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", 0))
+	m.AllReady()
+}
+
+// A log that cannot be written, whatever the reason, costs records and nothing
+// else.
+func TestF39LogSink(t *testing.T) {
+	dir := t.TempDir()
+	for name, tt := range map[string]struct {
+		wrap  string
+		files func(t *testing.T) []*os.File
+		root  bool
+	}{
+		"blocked": {wrap: `exec "$@" 2>&3 3>&-`, files: func(t *testing.T) []*os.File { return []*os.File{unread(t)} }},
+		"closed":  {wrap: `exec "$@" 2>&-`},
+		"reader gone": {wrap: `exec "$@" 2>&3 3>&-`, files: func(t *testing.T) []*os.File {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = r.Close()
+			t.Cleanup(func() { _ = w.Close() })
+			return []*os.File{w}
+		}},
+		"full disk": {root: true, wrap: `mount -t tmpfs -o size=64k none ` + dir + ` && exec "$@" 2>` + filepath.Join(dir, "log")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tt.root {
+				needsRoot(t)
+			}
+			t.Parallel()
+			at := freePort(t)
+			o := harness.Options{
+				Args:    []string{"--policy", "rr", "--workers", "2"},
+				Listen:  []string{at},
+				Metrics: freePort(t),
+				Wrap:    []string{"sh", "-c", tt.wrap, "sh"},
+				Unready: true, // nobody can read that it is
+			}
+			if tt.root {
+				o.Wrap = append([]string{"unshare", "--mount"}, o.Wrap...)
+			}
+			if tt.files != nil {
+				o.Files = tt.files(t)
+			}
+			m := harness.Start(t, o)
+			m.AllReady()
+			m.Rebase()
+			for range 60 { // more than any of them holds
+				m.Signal(syscall.SIGUSR1)
+				accountsSince(t, m, m.Status(), load.Run(t.Context(), load.Config{Address: at, Clients: 4, Total: 10}))
+			}
+			if took := m.Stop(); took > soon {
+				t.Errorf("it took %v to stop", took)
+			}
+		})
+	}
+}
+
+func TestF40Starved(t *testing.T) { t.Parallel(); starved(t, 3*time.Second, 2) }
+func TestSoakF40(t *testing.T)    { soakOnly(t); starved(t, time.Minute, 8) }
+
+// A fifth of a core for master, workers and some that only burn it: slow, but
+// nobody is lost and nobody is taken for hung.
+func starved(t *testing.T, lasts time.Duration, burners int) {
+	needsRoot(t)
+	group := filepath.Join("/sys/fs/cgroup/cpu", "rrd-e2e-"+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil { //nolint:gosec // modes of cgroupfs
+		t.Skipf("a cgroup of the controller cpu, version 1, cannot be had here: %v", err)
+	}
+	t.Cleanup(func() {
+		harness.Poll(t, "the cgroup to be empty", func() error { return os.Remove(group) })
+	})
+	if err := os.WriteFile(filepath.Join(group, "cpu.cfs_quota_us"), []byte("20000"), 0o600); err != nil { // of 100,000
+		t.Fatal(err)
+	}
+	enter := []string{"sh", "-c", "echo $$ > " + filepath.Join(group, "cgroup.procs") + ` && exec "$@"`, "sh"}
+	m := harness.Start(t, harness.Options{
+		Args: []string{"--policy", "rr", "--workers", "2", "--hang-timeout", "5s", "--drain-timeout", "20s"}, Wrap: enter,
+	})
+	for range burners {
+		burner := exec.Command(enter[0], append(enter[1:], "sh", "-c", "while :; do :; done")...)
+		if err := burner.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer burner.Wait()         //nolint:errcheck // it was killed
+		defer burner.Process.Kill() //nolint:errcheck // as above
+	}
+	r := serves(t, m, load.Config{Rate: 40, Duration: lasts, Timeout: patient})
+	accounts(t, m, r)
+	for _, name := range []string{"worker.hung", "worker.exit"} {
+		if e := m.Events(harness.Named(name)); len(e) > 0 {
+			t.Error(e[0].Line)
+		}
+	}
+}
