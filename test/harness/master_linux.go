@@ -273,10 +273,13 @@ func (m *Master) Signal(sig syscall.Signal) {
 }
 
 // Kill sends a signal to a process that descends from this master. After SIGSTOP
-// it waits until every thread of the process stands still.
+// it waits until every thread of the process stands still. A process that is gone
+// needs none.
 func (m *Master) Kill(pid int, sig syscall.Signal) {
 	m.t.Helper()
-	if env, err := Environ(pid); err != nil || "E2E_MARK="+env["E2E_MARK"] != m.mark {
+	if env, err := Environ(pid); !Alive(pid) {
+		return
+	} else if err != nil || "E2E_MARK="+env["E2E_MARK"] != m.mark {
 		m.t.Fatalf("process %d is not of this master: %v", pid, err)
 	}
 	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
