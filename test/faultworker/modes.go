@@ -87,7 +87,7 @@ var modes = map[string]func(turn) decision{
 	"reject-again": until(busy),       // says busy, and that it can take more, as fast as it is asked
 	"reject":       until(busySilent), // says busy, and nothing more until the gate opens
 	"keep":         until(keep),       // receives and says nothing
-	"hold":         func(turn) decision { return hold },
+	"hold":         until(hold),       // acks, and dies when the gate opens
 
 	// Dies with the connection in hand; a connection that has had one death is served.
 	"die-unacked": once(dieUnacked),

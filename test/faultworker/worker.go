@@ -210,13 +210,16 @@ func (w *worker) ackOnly(what decision, f *handoff.Frame, fd handoff.FD) error {
 		all = append(all, handoff.Frame{Type: handoff.Touched, Seq: f.Seq})
 	}
 	w.held = append(w.held, c)
+	open := w.gateOpen
 	w.mu.Unlock()
 	if err := w.say(all...); err != nil {
 		return err
 	}
 	switch what {
 	case hold:
-		return nil
+		if !open {
+			return nil
+		}
 	case dieRead:
 		_, _ = c.Read(make([]byte, 1))
 	}

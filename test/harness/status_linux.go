@@ -58,8 +58,8 @@ type Worker struct {
 	Acks       int
 	Rejections map[string]int
 	Failures   map[string]int
-	InFlight   int `json:"in_flight"`
-	Active     *int
+	InFlight   int  `json:"in_flight"`
+	Active     *int `json:"connections_active"`
 	Starts     map[string]int
 	Exits      map[string]int
 	Backoff    float64 `json:"respawn_backoff_seconds"`
@@ -91,8 +91,9 @@ func (s *Status) checkLaw() error {
 			return fmt.Errorf("law broken at %s: %+v, and rrd says %+v", l.Name, *l, law)
 		}
 	}
-	for _, w := range s.Workers { // likewise for each slot
-		if out := w.Acks + sum(w.Rejections) + sum(w.Failures) + w.InFlight; w.Handoffs != out {
+	for _, w := range s.Workers { // likewise for each slot; other failures are sends, of which nothing came
+		unanswered := w.Failures["ack_timeout"] + w.Failures["worker_exit"]
+		if out := w.Acks + sum(w.Rejections) + unanswered + w.InFlight; w.Handoffs != out {
 			return fmt.Errorf("slot %d was handed %d connections and %d are accounted for: %+v", w.Slot, w.Handoffs, out, w)
 		}
 	}
