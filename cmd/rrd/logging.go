@@ -3,11 +3,14 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 
@@ -49,8 +52,10 @@ func newLogger(w io.Writer, terminal bool, environ []string, c *config, counter 
 	if format == "console" {
 		w = zerolog.ConsoleWriter{
 			Out: w, NoColor: !terminal || !wantsColor(environ),
-			TimeFormat: logTime, TimeLocation: time.UTC, FormatMessage: consoleMessage,
+			TimeFormat: logTime, TimeLocation: time.UTC, FormatMessage: consoleText, FormatFieldValue: consoleText,
 		}
+	} else {
+		w = escaper{w}
 	}
 	return zerolog.New(w).Level(c.LogLevel).Hook(countHook{counter}).With().Timestamp().Logger()
 }
@@ -64,16 +69,49 @@ func (h countHook) Run(_ *zerolog.Event, level zerolog.Level, _ string) {
 	}
 }
 
-// consoleMessage escapes a message, which ConsoleWriter itself writes raw: the
-// second net under the rule that messages are constants.
-func consoleMessage(v any) string {
-	s, _ := v.(string)
+// consoleText is for messages, which ConsoleWriter writes as they are (the second
+// net under the rule that messages are constants), and for values: it quotes
+// strings, but not those in lists.
+func consoleText(v any) string { return plain(fmt.Sprintf("%s", v)) }
+
+// plain replaces what a terminal, or a reader of lines, may take for more than a
+// character: see steers.
+func plain(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if r < ' ' || steers(r) {
 			return '?'
 		}
 		return r
 	}, s)
+}
+
+// steers reports whether a character above the ASCII controls is a control too:
+// DEL, C1 (U+009B begins a command like ESC and [), the separators of lines and
+// paragraphs, and what turns the direction of the text.
+func steers(r rune) bool {
+	return r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+}
+
+// escaper escapes in JSON what is legal there and yet may steer who looks at it.
+// Such characters are in strings only.
+type escaper struct{ w io.Writer }
+
+func (e escaper) Write(p []byte) (int, error) {
+	if bytes.IndexFunc(p, steers) < 0 {
+		return e.w.Write(p)
+	}
+	b := make([]byte, 0, len(p)+64)
+	for _, r := range string(p) {
+		if steers(r) {
+			b = fmt.Appendf(b, `\u%04x`, r)
+		} else {
+			b = utf8.AppendRune(b, r)
+		}
+	}
+	if _, err := e.w.Write(b); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // wantsColor follows https://no-color.org and the terminals that have none.

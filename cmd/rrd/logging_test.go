@@ -5,10 +5,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 
@@ -38,14 +40,28 @@ func TestLogJSON(t *testing.T) {
 
 // What comes from outside can forge neither a line nor a colour in any format.
 func TestLogHostileText(t *testing.T) {
-	const evil = "a\nlevel=fatal \x1b[31mred\r\u009b31m\xff"
+	const evil = "a\nlevel=fatal \x1b[31mred\r\u009b31m\x7f\u2028\u202eb\xff"
 	for _, format := range []string{"json", "console"} {
 		var out bytes.Buffer
 		log := newLogger(&out, true, []string{"NO_COLOR=1"}, &config{LogFormat: format}, nil)
-		log.Error().Str("line", evil).Bytes("raw", []byte(evil)).Msg(evil)
-		if s := out.String(); strings.Count(s, "\n") != 1 || strings.ContainsAny(s, "\x1b\r") {
+		log.Error().Str("line", evil).Bytes("raw", []byte(evil)).Strs("list", []string{evil}).AnErr("error", errors.New(evil)).Msg(evil)
+		s := out.String()
+		if strings.Count(s, "\n") != 1 || plain(strings.TrimSuffix(s, "\n")) != strings.TrimSuffix(s, "\n") || !utf8.ValidString(s) {
 			t.Errorf("%s: %q", format, s)
 		}
+		var got map[string]any
+		if want := strings.ToValidUTF8(evil, "\ufffd"); format == "json" && (json.Unmarshal(out.Bytes(), &got) != nil || got["line"] != want) {
+			t.Errorf("the line reads %q, want %q", got["line"], want)
+		}
+	}
+}
+
+// The last words of a worker are not in the log, and cannot look as if they were.
+func TestLastWords(t *testing.T) {
+	var out bytes.Buffer
+	printLastWords(&out, "one\n{\"event\":\"stop\"}\r\n\x1b[31m\u2028\n")
+	if want := "rrd: the last words of that worker:\nrrd: | one\nrrd: | {\"event\":\"stop\"}\nrrd: | ?[31m?\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -201,7 +202,7 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 	if err != nil {
 		fail(stderr, code, err)
 		if boot != nil && boot.LastWords() != "" {
-			fmt.Fprintf(stderr, "rrd: the last words of that worker:\n%s\n", boot.LastWords())
+			printLastWords(stderr, boot.LastWords())
 		}
 	}
 	return code
@@ -218,6 +219,14 @@ func lostWithWorkers(stats *dispatcher.Stats) (n uint64) {
 func (m *master) closeDispatcher() {
 	if err := m.dispatcher.Close(); err != nil {
 		m.log.Error().Str("event", "dispatcher.failed").Err(err).Msg("dispatching had failed")
+	}
+}
+
+// printLastWords marks each line, so that none can pass for one of rrd's own.
+func printLastWords(stderr io.Writer, words string) {
+	fmt.Fprintln(stderr, "rrd: the last words of that worker:")
+	for line := range strings.Lines(words) {
+		fmt.Fprintf(stderr, "rrd: | %s\n", plain(strings.TrimRight(line, "\r\n")))
 	}
 }
 
