@@ -207,6 +207,11 @@ func (h *helper) become() error {
 	if err := syscall.Setuid(int(c.UID)); err != nil {
 		return &SpawnError{"set uid", strconv.Itoa(int(c.UID)), err}
 	}
+	if c.UID != 0 {
+		if err := dropCapabilities(); err != nil {
+			return &SpawnError{"drop capabilities", "", err}
+		}
+	}
 	return nil
 }
 

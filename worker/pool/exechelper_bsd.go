@@ -6,3 +6,6 @@ package pool
 // (procctl(2)) is left out; signal mask and ignored signals are those the master was
 // started with, as Go offers no way to set them there.
 func resetThread() error { return nil }
+
+// dropCapabilities: there are none.
+func dropCapabilities() error { return nil }

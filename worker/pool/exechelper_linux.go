@@ -26,6 +26,14 @@ func resetThread() error {
 	return nil
 }
 
+// dropCapabilities empties all sets of the calling thread, which is to call exec.
+// setuid from root to another user has emptied all but the inheritable one
+// (capabilities(7), "Effect of user ID changes on capabilities").
+func dropCapabilities() error {
+	var none [2]unix.CapUserData
+	return unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0])
+}
+
 // sigaction is the kernel's, not libc's, as on amd64, 386, arm64 and most others. Only
 // the first field is looked at, and SIG_DFL is all zeros.
 type sigaction struct {

@@ -156,6 +156,35 @@ func TestIgnoredSignalsEndAtTheMaster(t *testing.T) {
 	}
 }
 
+// What the master may inherit to programs does not outlive its workers' change of user.
+func TestDropCapabilities(t *testing.T) {
+	needRoot(t)
+	doneC := make(chan error)
+	go func() { // ends its thread too, as it stays locked
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		err := unix.Capget(&header, &caps[0])
+		caps[0].Inheritable = caps[0].Permitted
+		if err == nil {
+			err = unix.Capset(&header, &caps[0])
+		}
+		if err == nil {
+			err = dropCapabilities()
+		}
+		if err == nil {
+			err = unix.Capget(&header, &caps[0])
+		}
+		if err == nil && caps != [2]unix.CapUserData{} {
+			err = fmt.Errorf("%+v", caps)
+		}
+		doneC <- err
+	}()
+	if err := <-doneC; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestResetThreadEmptiesMask(t *testing.T) {
 	doneC := make(chan error)
 	go func() { // ends its thread too, as it stays locked
