@@ -1,8 +1,10 @@
 package dispatcher
 
 import (
+	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,24 +95,40 @@ func TestTheSocketOfASlotThatIsNoMore(t *testing.T) {
 	}
 }
 
-// close(2) of the last copy of a socket that lingers waits; the loop must not.
-func TestALingeringConnectionIsClosedElsewhere(t *testing.T) {
-	s := newStepped(t, Config{Configured: true})
+// close(2) of the last copy of a socket that lingers waits; the loop must not,
+// however many a worker prepares.
+func TestLingeringConnectionsDoNotHoldTheLoop(t *testing.T) {
+	const n = closers + lingerQueue + 10
+	s := newStepped(t, Config{Configured: true, Window: n})
 	ln := s.listen("web")
 	p := s.serving(ln)
-	c := s.client(ln)
-	s.settle()
-	p.mustGet(1)
-	if err := unix.SetsockoptLinger(p.has[0].fd.Num(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 5}); err != nil {
-		t.Fatal(err)
+	clients := make([]net.Conn, n)
+	for i := range clients {
+		clients[i] = s.client(ln)
+		s.settle()
 	}
-	if !lingers(p.has[0].fd) {
-		t.Fatal("SO_LINGER is not seen")
+	p.hear()
+	filler := make([]byte, 1<<20)
+	for i := range p.has {
+		d := &p.has[i].fd
+		if err := unix.SetsockoptLinger(d.Num(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}); err != nil {
+			t.Fatal(err)
+		}
+		for { // the client reads nothing: what is sent stays unsent
+			if _, err := unix.Write(d.Num(), filler); err != nil {
+				break
+			}
+		}
 	}
-	p.ack(1)
+	start := time.Now()
+	p.ack(n) // closes the worker's copies: ours are the last
 	s.settle()
-	s.d.helpers.Wait()
-	_ = c
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("the loop waited for %v", took)
+	}
+	for _, c := range clients {
+		_ = c.Close() // a reset: the closers are let go
+	}
 }
 
 func TestErrorsOfAcceptAreClassed(t *testing.T) {

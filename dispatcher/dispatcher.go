@@ -28,6 +28,7 @@ type Dispatcher struct {
 	events    eventQueue
 	delivered chan struct{} // deliver has returned
 	helpers   sync.WaitGroup
+	lingering lingering
 }
 
 // New starts a Dispatcher. Close ends it.
@@ -38,8 +39,9 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	d.events.ready = make(chan struct{}, 1)
-	go d.deliver() // Close waits for it
-	go d.loop()    // Close waits for it
+	d.lingering.start() // Close stops it
+	go d.deliver()      // Close waits for it
+	go d.loop()         // Close waits for it
 	return d, nil
 }
 
@@ -68,6 +70,7 @@ func (d *Dispatcher) Close() error {
 	}
 	<-d.ended
 	d.helpers.Wait()
+	d.lingering.stop()
 	d.events.close()
 	<-d.delivered
 	return d.loopErr

@@ -299,7 +299,7 @@ func (l *loop) unfly(c connID) {
 // drop closes a waiting connection and counts it.
 func (l *loop) drop(c connID, why DropReason) {
 	ln := l.listeners[l.table.conns[c].listener]
-	_ = l.socks[c].fd.Close()
+	l.closeConn(&l.socks[c])
 	l.table.drop(c)
 	ln.stats.Dropped[why]++
 	l.reports.dropsPending = l.cfg.Hooks.Dropped != nil

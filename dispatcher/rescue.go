@@ -1,7 +1,5 @@
 package dispatcher
 
-import "rrd/handoff"
-
 // Rescue: a connection that a worker has acked and not touched is still whole
 // when the worker dies. While a worker that promised to say TOUCHED has not said
 // it, the loop keeps its copy; at the worker's death the kernel tells whether a
@@ -81,23 +79,4 @@ func (l *loop) rescueOne(c connID, blame bool) bool {
 	}
 	l.stats.Redispatches[RedispatchRescued]++
 	return true
-}
-
-// closeConn closes our copy of a connection. close(2) of the last copy waits for
-// as long as SO_LINGER says, also on a socket that does not block (tcp_close in
-// net/ipv4/tcp.c), and the option is the worker's to set: such a one is closed
-// elsewhere.
-func (l *loop) closeConn(s *sock) {
-	if lingers(s.fd) {
-		d := handoff.Own(s.fd.Release())
-		l.d.helpers.Add(1)
-		go l.d.closeLingering(d) // Close waits for it
-		return
-	}
-	_ = s.fd.Close()
-}
-
-func (d *Dispatcher) closeLingering(fd handoff.FD) {
-	defer d.helpers.Done()
-	_ = fd.Close()
 }

@@ -39,6 +39,12 @@ func untouched(d handoff.FD) bool {
 	return false
 }
 
+// doNotLinger makes closing a socket never wait. What is still to be sent is sent
+// all the same.
+func doNotLinger(d handoff.FD) {
+	_ = unix.SetsockoptLinger(d.Num(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+}
+
 // lingers reports whether SO_LINGER is set. Raw: see handoff/sys_linux.go.
 func lingers(d handoff.FD) bool {
 	var v struct{ on, seconds int32 }

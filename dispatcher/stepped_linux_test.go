@@ -50,6 +50,7 @@ func newStepped(t testing.TB, cfg Config) *stepped {
 	cfg.Hooks = s.hooks()
 	s.d = &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	s.d.events.ready = make(chan struct{}, 1)
+	s.d.lingering.start()
 	s.l = newLoop(s.d)
 	s.l.beatAt = math.MaxInt64 // no heartbeat: a test of it sets this
 	t.Cleanup(func() {
@@ -57,6 +58,7 @@ func newStepped(t testing.TB, cfg Config) *stepped {
 		s.l.finish()
 		close(s.d.ended)
 		s.d.helpers.Wait()
+		s.d.lingering.stop()
 		s.lawful()
 	})
 	return s
