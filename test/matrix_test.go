@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,20 +86,18 @@ func TestSoakMatrix(t *testing.T) {
 	for _, row := range matrix {
 		f := form{long: true, table: all, id: row.id}
 		start := time.Now()
+		verdict := "" // not asked for
 		passed := t.Run(row.id, func(t *testing.T) {
-			all.add(row.id, "skipped")
-			defer func() {
-				if !t.Skipped() {
-					all.drop(row.id, "skipped")
-				}
-			}()
+			verdict = "skipped"
 			row.run(t, f)
+			verdict = "passed"
 		})
-		verdict := "passed"
 		if !passed {
 			verdict = "FAILED"
 		}
-		all.add(row.id, fmt.Sprintf("%s in %.0f s", verdict, time.Since(start).Seconds()))
+		if verdict != "" {
+			all.add(row.id, fmt.Sprintf("%s in %.0f s", verdict, time.Since(start).Seconds()))
+		}
 	}
 }
 
@@ -112,12 +111,6 @@ func (a *table) add(id, text string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.rows = append(a.rows, id+"  "+text)
-}
-
-func (a *table) drop(id, text string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.rows = slices.DeleteFunc(a.rows, func(row string) bool { return row == id+"  "+text })
 }
 
 func (a *table) print(t *testing.T) {
@@ -238,7 +231,7 @@ func (b *book) lost(m *harness.Master, r *load.Report) (lost []load.Result, begu
 	lines, _ := b.read()
 	dead := make(map[int]bool)
 	for _, e := range m.Events(harness.Named("worker.exit")) {
-		if !e.Bool("requested") {
+		if !e.Bool("requested") || e.Int("signal_number") == int(syscall.SIGKILL) {
 			dead[e.Int("worker_pid")] = true
 		}
 	}
@@ -311,7 +304,7 @@ func during(t *testing.T, m *harness.Master, rate int, f func()) *load.Report {
 
 // perform calls step n times, one every pause.
 func perform(n int, pause time.Duration, step func(i int)) {
-	tick := time.NewTicker(pause)
+	tick := time.NewTicker(max(pause, 1))
 	defer tick.Stop()
 	for i := range n {
 		step(i)
