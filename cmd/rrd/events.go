@@ -94,7 +94,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0,
 		SilentAfter:     silentAfter(c.StartTimeout),
 		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
-		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.output(),
+		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
 		Hooks: pool.Hooks{
 			Listeners: m.lend, MayResize: c.mayResize,
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
@@ -125,7 +125,7 @@ func (m *master) protocol() pool.Protocol {
 	return m.cfg.WorkerProtocol
 }
 
-func (m *master) output() pool.Output {
+func (m *master) workerOutput() pool.Output {
 	mode := m.cfg.WorkerOutput
 	if mode == "auto" {
 		mode = string(pool.OutputRaw)
@@ -134,7 +134,7 @@ func (m *master) output() pool.Output {
 		}
 	}
 	return pool.Output{Mode: pool.OutputMode(mode), Writer: m.stdout, Record: func(l pool.Line) {
-		e := m.log.Info().Str("event", "worker.output").Int("worker", l.Worker.Slot).Int("worker_pid", l.Worker.PID).
+		e := m.output.Info().Str("event", "worker.output").Int("worker", l.Worker.Slot).Int("worker_pid", l.Worker.PID).
 			Str("stream", l.Stream).Bytes("line", l.Text)
 		if l.More {
 			e = e.Bool("more", true)

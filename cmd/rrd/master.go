@@ -31,6 +31,7 @@ import (
 type master struct {
 	cfg     *config
 	log     zerolog.Logger
+	output  zerolog.Logger // of --worker-output json: it may wait, and must not push out rrd's own
 	logs    *metrics.LogCounter
 	stdout  io.Writer
 	started time.Time
@@ -75,11 +76,13 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 		return fail(stderr, exitUsage, err)
 	}
 	counter := &metrics.LogCounter{}
-	sink := newLogSink(stderr)
+	direct := &lockedWriter{w: stderr}
+	sink := newLogSink(direct)
 	defer sink.close()
 	m := &master{
 		cfg: c, logs: counter, stdout: stdout, started: time.Now(),
 		log:      newLogger(sink, isTerminal(stderr), environ, c, counter),
+		output:   newLogger(direct, isTerminal(stderr), environ, c, counter),
 		lent:     make(map[int][]*os.File),
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
@@ -329,6 +332,18 @@ func (s *logSink) close() {
 func (s *logSink) flush(done chan<- struct{}) {
 	_ = s.Close()
 	close(done)
+}
+
+// lockedWriter keeps the lines of two loggers apart.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // keepOpen hides Close: stderr is not ours to close.

@@ -93,7 +93,7 @@ type Config struct {
 	// and "{generation}" replaced in the values; RRD_ names are refused there.
 	Env, ExtraEnv []string
 	Credential    *Credential // nil: the master's
-	NoFile        uint64      // soft RLIMIT_NOFILE; 0: OriginalNoFile()
+	NoFile        uint64      // RLIMIT_NOFILE, soft and hard; 0: OriginalNoFile(), soft only
 	// HelperPath is a program whose main calls ExecHelper when its first
 	// argument is ExecHelperArg. Default: this program.
 	HelperPath string

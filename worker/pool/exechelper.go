@@ -20,7 +20,7 @@ const ExecHelperArg = "__rrd-exec"
 // dispositions, no_new_privs), and becomes the command by exec in the same process.
 // The command's environment is the helper's own; everything else is in its words:
 //
-//	__rrd-exec status=4 nofile=1024 [listen-pid] [uid=1 gid=1 groups=1,2] [dir=PATH] -- COMMAND [ARG...]
+//	__rrd-exec status=4 nofile=1024 [nofile-hard] [listen-pid] [uid=1 gid=1 groups=1,2] [dir=PATH] -- COMMAND [ARG...]
 //
 // status is the descriptor of a pipe. The exec closes it; before, the helper writes
 // at most one line into it, "ERRNO STEP\tNAME", for a SpawnError, and exits with 127.
@@ -29,6 +29,9 @@ const ExecHelperArg = "__rrd-exec"
 func helperArgv(sp *spec, statusFD int) []string {
 	argv := []string{sp.helper, ExecHelperArg,
 		"status=" + strconv.Itoa(statusFD), "nofile=" + strconv.FormatUint(sp.nofile, 10)}
+	if sp.nofileHard {
+		argv = append(argv, "nofile-hard")
+	}
 	if sp.listenPID {
 		argv = append(argv, "listen-pid")
 	}
@@ -90,6 +93,7 @@ func ExecHelper(args []string) int {
 type helper struct {
 	status     int
 	nofile     uint64
+	nofileHard bool
 	listenPID  bool
 	credential *Credential
 	dir        string
@@ -111,6 +115,8 @@ func parseHelperArgs(args []string) (*helper, error) {
 			h.status, err = strconv.Atoi(value)
 		case "nofile":
 			h.nofile, err = strconv.ParseUint(value, 10, 64)
+		case "nofile-hard":
+			h.nofileHard = true
 		case "listen-pid":
 			h.listenPID = true
 		case "uid":
@@ -150,7 +156,7 @@ func parseID(s string) (uint32, error) {
 func (h *helper) run() error {
 	// The limit first, as raising it may need the rights that go next.
 	if h.nofile > 0 {
-		if err := setNoFile(h.nofile); err != nil {
+		if err := setNoFile(h.nofile, h.nofileHard); err != nil {
 			return &SpawnError{"set RLIMIT_NOFILE", strconv.FormatUint(h.nofile, 10), err}
 		}
 	}
@@ -173,13 +179,17 @@ func (h *helper) run() error {
 	return &SpawnError{"exec", fmt.Sprintf("%q", h.argv[0]), execPath(h.argv, env)}
 }
 
-// setNoFile sets the soft limit, and the hard one where it is lower. Package syscall is
+// setNoFile sets the soft limit, and the hard one where it is lower or hard is
+// asked for: some runtimes, Go's among them, raise the soft one to it. Package syscall is
 // needed for it: knowing of this call it will not put the limit this process had
 // before Go raised it back in place at the exec.
-func setNoFile(n uint64) error {
+func setNoFile(n uint64, hard bool) error {
 	var lim syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
 		return err
+	}
+	if hard {
+		lim.Max = 0
 	}
 	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, limited(lim, n))
 }

@@ -14,7 +14,7 @@ import (
 func TestHelperArgs(t *testing.T) {
 	for _, sp := range []*spec{
 		{helper: "/proc/self/exe", argv: []string{"app"}},
-		{helper: "h", argv: []string{"--", "status=1", "", "x y"}, nofile: 1024, listenPID: true, dir: "a = b",
+		{helper: "h", argv: []string{"--", "status=1", "", "x y"}, nofile: 1024, nofileHard: true, listenPID: true, dir: "a = b",
 			credential: &Credential{UID: 1<<32 - 2, GID: 5, Groups: []uint32{7, 8}}},
 		{helper: "h", argv: []string{"app"}, credential: &Credential{}},
 	} {
@@ -26,7 +26,7 @@ func TestHelperArgs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := &helper{status: 9, nofile: sp.nofile, listenPID: sp.listenPID, credential: sp.credential, dir: sp.dir, argv: sp.argv}
+		want := &helper{status: 9, nofile: sp.nofile, nofileHard: sp.nofileHard, listenPID: sp.listenPID, credential: sp.credential, dir: sp.dir, argv: sp.argv}
 		if diff := cmp.Diff(want, h, cmp.AllowUnexported(helper{})); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", argv, diff)
 		}

@@ -36,15 +36,16 @@ const maxSpawns = 8
 // A Pool keeps the workers of one master. New makes it, Run works it; all other
 // methods may be called at any time, from any goroutine, hooks included.
 type Pool struct {
-	cfg    Config
-	sys    system
-	inbox  *mailbox       // requests and news for the loop
-	hooks  *mailbox       // calls of hooks, in order
-	tasks  sync.WaitGroup // one for each start, and its readers
-	lastID atomic.Uint64  // starts of processes
-	out    *printer       // nil when output is raw
-	strays *reaper
-	spawnC chan struct{} // a token for each spawn under way
+	cfg        Config
+	sys        system
+	noFileHard bool           // Config.NoFile was given
+	inbox      *mailbox       // requests and news for the loop
+	hooks      *mailbox       // calls of hooks, in order
+	tasks      sync.WaitGroup // one for each start, and its readers
+	lastID     atomic.Uint64  // starts of processes
+	out        *printer       // nil when output is raw
+	strays     *reaper
+	spawnC     chan struct{} // a token for each spawn under way
 
 	resizeMu sync.Mutex // one resize at a time, as its hook is asked in between
 
@@ -94,18 +95,20 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make pool: %w", err)
 	}
+	asked := c.NoFile > 0
 	if c.NoFile == 0 {
 		c.NoFile = OriginalNoFile()
 	}
 	p := &Pool{
-		cfg:     c,
-		inbox:   newMailbox(),
-		hooks:   newMailbox(),
-		strays:  newReaper(),
-		spawnC:  make(chan struct{}, maxSpawns),
-		procs:   make(map[uint64]*proc),
-		desired: c.Size,
-		booting: true,
+		cfg:        c,
+		noFileHard: asked,
+		inbox:      newMailbox(),
+		hooks:      newMailbox(),
+		strays:     newReaper(),
+		spawnC:     make(chan struct{}, maxSpawns),
+		procs:      make(map[uint64]*proc),
+		desired:    c.Size,
+		booting:    true,
 	}
 	if c.Output.Mode != OutputRaw {
 		p.out = newPrinter(c.Output)

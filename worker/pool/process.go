@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +40,7 @@ type spec struct {
 	listenPID      bool       // LISTEN_PID is to be set
 	dir            string
 	nofile         uint64
+	nofileHard     bool
 	credential     *Credential
 	helper         string
 }
@@ -52,6 +54,9 @@ type SpawnError struct {
 }
 
 func (e *SpawnError) Error() string {
+	if e.Step == "exec" && errors.Is(e.Err, syscall.ENOENT) && !strings.Contains(e.Name, "/") {
+		return fmt.Sprintf("%s %s: not found in PATH", e.Step, e.Name)
+	}
 	if e.Name == "" {
 		return fmt.Sprintf("%s: %v", e.Step, e.Err)
 	}
@@ -155,7 +160,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 
 	sp := &spec{
 		stdout: os.Stdout, stderr: os.Stderr,
-		dir: cfg.Dir, nofile: cfg.NoFile, credential: cfg.Credential, helper: cfg.HelperPath,
+		dir: cfg.Dir, nofile: cfg.NoFile, nofileHard: p.noFileHard, credential: cfg.Credential, helper: cfg.HelperPath,
 	}
 	var listeners []Inherited
 	if cfg.mayBeListenFDs() && cfg.Hooks.Listeners != nil {

@@ -118,7 +118,7 @@ func status(t *testing.T, c Config) map[string]string {
 func TestWorkerIdentity(t *testing.T) {
 	show := []string{"sh", "-c", "echo nofile: $(ulimit -Sn) $(ulimit -Hn); exec cat /proc/self/status"}
 	f := status(t, Config{Argv: show, NoFile: 77})
-	if !strings.HasPrefix(f["nofile"], "77 ") {
+	if f["nofile"] != "77 77" {
 		t.Errorf("nofile %s", f["nofile"])
 	}
 	for k, want := range map[string]string{"NoNewPrivs": "1", "SigBlk": "0000000000000000", "SigIgn": "0000000000000000"} {
@@ -226,7 +226,7 @@ func TestSpawnErrors(t *testing.T) {
 		text string
 	}{
 		{"no file", Config{Argv: []string{"/nowhere/app"}}, syscall.ENOENT, `exec "/nowhere/app": no such file or directory`},
-		{"not in PATH", Config{Argv: []string{"no-such-app"}, Env: []string{"PATH=/nowhere:" + dir}}, syscall.ENOENT, `exec "no-such-app": no such file`},
+		{"not in PATH", Config{Argv: []string{"no-such-app"}, Env: []string{"PATH=/nowhere:" + dir}}, syscall.ENOENT, `exec "no-such-app": not found in PATH`},
 		{"no rights", Config{Argv: []string{noRights}}, syscall.EACCES, "permission denied"},
 		{"no rights in PATH", Config{Argv: []string{"norights"}, Env: []string{"PATH=" + dir + ":/nowhere"}}, syscall.EACCES, "permission denied"},
 		{"no format", Config{Argv: []string{noFormat}}, syscall.ENOEXEC, "exec format error"},
