@@ -4,7 +4,6 @@ package test
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"math"
@@ -25,48 +24,42 @@ import (
 
 // Faults at the door: F19 to F26 of the matrix in docs/reliability.md.
 
-// soakOnly skips the long form of a row unless make soak asks for it.
-func soakOnly(t *testing.T) {
-	t.Helper()
-	t.Parallel()
-	if os.Getenv("SOAK") == "" {
-		t.Skip("the long form: make soak")
-	}
-}
-
-// span lets a time pass that is itself the fault, or the measurement.
-func span(d time.Duration) { <-time.NewTimer(d).C }
-
-// patient is the time-out of clients that a fault of the test keeps waiting.
-const patient = 60 * time.Second
-
 func TestF19MasterAtItsDescriptorLimit(t *testing.T) {
 	t.Parallel()
-	atDescriptorLimit(t, 3*time.Second)
+	atDescriptorLimit(t, form{})
 }
-func TestSoakF19(t *testing.T) { soakOnly(t); atDescriptorLimit(t, 30*time.Second) }
 
 // The master can open nothing more: it neither spins nor accepts only to close,
 // says so, and serves all who came meanwhile as soon as it can again.
-func atDescriptorLimit(t *testing.T, hold time.Duration) {
+func atDescriptorLimit(t *testing.T, f form) {
+	hold := time.Duration(f.of(3000, 30000)) * time.Millisecond
 	m := rr(t, 2)
 	accounts(t, m, serves(t, m, load.Config{Total: 20}))
-	open, err := harness.FDs(m.MasterPID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	free := 0 // the lowest number, which the next descriptor would have
-	for open[free] != "" {
-		free++
-	}
 	var before unix.Rlimit
 	if err := unix.Prlimit(m.MasterPID(), unix.RLIMIT_NOFILE, nil, &before); err != nil {
 		t.Fatal(err)
 	}
-	limit := unix.Rlimit{Cur: uint64(free), Max: before.Max}
-	if err := unix.Prlimit(m.MasterPID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
-		t.Fatal(err)
-	}
+	// The limit is on numbers: it must be the lowest that is free, also when the
+	// descriptors of the last look at the status are gone.
+	limit := unix.Rlimit{Cur: before.Cur, Max: before.Max}
+	harness.Poll(t, "no descriptor to be free", func() error {
+		open, err := harness.FDs(m.MasterPID())
+		if err != nil {
+			return err
+		}
+		free := uint64(0)
+		for open[int(free)] != "" {
+			free++
+		}
+		if free >= limit.Cur {
+			return nil
+		}
+		limit.Cur = free
+		if err := unix.Prlimit(m.MasterPID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+			return err
+		}
+		return fmt.Errorf("%d was free", free)
+	})
 	start := time.Now()
 	finish := waiting(t, m, load.Config{Rate: 50, Duration: hold, Timeout: patient})
 	m.Wait(harness.Named("accept.paused"))
@@ -87,26 +80,19 @@ func atDescriptorLimit(t *testing.T, hold time.Duration) {
 			t.Errorf("connection %d: %v, %v", res.Seq, res.Outcome, res.Err)
 		} else if res.Started < restored {
 			last = max(last, res.Answered-restored)
+			if res.Answered < restored-50*time.Millisecond {
+				t.Errorf("connection %d was answered although no descriptor was free", res.Seq)
+			}
 		}
 	}
 	// The longest pause is 250 ms; what is above is for a busy machine.
-	if t.Logf("all answered %v after there were descriptors again", last); last > time.Second {
+	if f.note(t, "all answered %v after there were descriptors again", last); last > time.Second {
 		t.Errorf("the last one was answered %v after there were descriptors again", last)
 	}
 	m.WaitStatus("all to be counted", func(s *harness.Status) bool { return s.Accepted() == 20+len(r.Results) })
 	if _, samples := m.Metrics(); sample(samples, "rrd_accept_errors_total", `reason="emfile"`) == 0 {
 		t.Error("no emfile was counted")
 	}
-}
-
-// sample adds up the samples of a family that have this label.
-func sample(samples map[string]float64, family, label string) (sum float64) {
-	for name, v := range samples {
-		if strings.HasPrefix(name, family+"{") && strings.Contains(name, label) {
-			sum += v
-		}
-	}
-	return sum
 }
 
 // strace attaches to all threads of a process until the returned function is
@@ -141,11 +127,11 @@ func strace(t *testing.T, pid int, args ...string) (detach func()) {
 	return detach
 }
 
-func TestF20AcceptFails(t *testing.T) { t.Parallel(); acceptFails(t, 40) }
-func TestSoakF20(t *testing.T)        { soakOnly(t); acceptFails(t, 4000) }
+func TestF20AcceptFails(t *testing.T) { t.Parallel(); acceptFails(t, form{}) }
 
 // Whatever accept(2) says, the master goes on and nobody is lost.
-func acceptFails(t *testing.T, n int) {
+func acceptFails(t *testing.T, f form) {
+	n := f.of(40, 4000)
 	m := rr(t, 2)
 	total := 0
 	for _, tt := range []struct{ errno, reason string }{
@@ -172,13 +158,14 @@ func acceptFails(t *testing.T, n int) {
 	}
 }
 
-func TestF21MasterStopped(t *testing.T) { t.Parallel(); masterStopped(t, 16, 1500*time.Millisecond) }
-func TestSoakF21(t *testing.T)          { soakOnly(t); masterStopped(t, 512, 3*time.Second) }
+func TestF21MasterStopped(t *testing.T) { t.Parallel(); masterStopped(t, form{}) }
 
 // The master stands still with three times its backlog before it: what the kernel
 // holds is served, the others' SYNs are repeated, nothing is taken for hung, and
 // the overflow can be seen.
-func masterStopped(t *testing.T, backlog int, hold time.Duration) {
+func masterStopped(t *testing.T, f form) {
+	backlog := f.of(16, 512)
+	hold := time.Duration(f.of(1500, 3000)) * time.Millisecond
 	m := harness.Start(t, harness.Options{
 		Args:   []string{"--policy", "rr", "--workers", "2", "--hang-timeout", "1s"},
 		Listen: []string{fmt.Sprintf("%s:0,backlog=%d", harness.Host(), backlog)},
@@ -193,7 +180,9 @@ func masterStopped(t *testing.T, backlog int, hold time.Duration) {
 		t.Error(r)
 	}
 	accounts(t, m, r)
-	if _, samples := m.Metrics(); sample(samples, "rrd_listener_kernel_drops_total", "listener=") == 0 {
+	_, samples := m.Metrics()
+	drops := sample(samples, "rrd_listener_kernel_drops_total", "listener=")
+	if f.note(t, "%d connections, backlog %d: the kernel dropped %v packets, all were answered", n, backlog, drops); drops == 0 {
 		t.Error("rrd_listener_kernel_drops_total is 0")
 	}
 	if hung := m.Events(harness.Named("worker.hung")); len(hung) > 0 {
@@ -201,12 +190,12 @@ func masterStopped(t *testing.T, backlog int, hold time.Duration) {
 	}
 }
 
-func TestF22ClientsGiveUpWhileQueued(t *testing.T) { t.Parallel(); giveUp(t, 1) }
-func TestSoakF22(t *testing.T)                     { soakOnly(t); giveUp(t, 330) }
+func TestF22ClientsGiveUpWhileQueued(t *testing.T) { t.Parallel(); giveUp(t, form{}) }
 
 // Nobody takes anything while clients reset, close, or half-close. Who has reset
 // is dropped, everybody else is handed on, and those who still read are answered.
-func giveUp(t *testing.T, rounds int) {
+func giveUp(t *testing.T, f form) {
+	rounds := f.of(1, 334)
 	const each = 100
 	m := rr(t, 2)
 	s := m.Status()
@@ -269,12 +258,12 @@ func giveUp(t *testing.T, rounds int) {
 	}
 }
 
-func TestF23ConnectAndClose(t *testing.T) { t.Parallel(); scan(t, 4000) }
-func TestSoakF23(t *testing.T)            { soakOnly(t); scan(t, 200_000) }
+func TestF23ConnectAndClose(t *testing.T) { t.Parallel(); scan(t, form{}) }
 
 // A scan: connections that are closed or reset as soon as they are there leave
 // nothing behind.
-func scan(t *testing.T, n int) {
+func scan(t *testing.T, f form) {
+	n := f.of(4000, 200_000)
 	m := rr(t, 2)
 	at := m.Addr()
 	knock := func(n int) {
@@ -322,12 +311,12 @@ func accountsSince(t *testing.T, m *harness.Master, before *harness.Status, r *l
 	}
 }
 
-func TestF24SlowClients(t *testing.T) { t.Parallel(); slowClients(t, 600) }
-func TestSoakF24(t *testing.T)        { soakOnly(t); slowClients(t, 5000) }
+func TestF24SlowClients(t *testing.T) { t.Parallel(); slowClients(t, form{}) }
 
 // Clients that connect and say nothing, or a byte, cost the master nothing but the
 // copies that it keeps for rescue, and others nothing at all.
-func slowClients(t *testing.T, n int) {
+func slowClients(t *testing.T, f form) {
+	n := f.of(600, 5000)
 	const kept = 64
 	m := rr(t, 2, "--rescue-limit", fmt.Sprint(kept))
 	calm := serves(t, m, load.Config{Rate: 200, Total: 400})
@@ -361,7 +350,7 @@ func slowClients(t *testing.T, n int) {
 		t.Errorf("the master has grown from %d to %d kB", before>>10, after>>10)
 	}
 	r := serves(t, m, load.Config{Rate: 200, Total: 400})
-	t.Logf("p99 %v without and %v with %d idle clients", calm.Percentile(0.99), r.Percentile(0.99), n)
+	f.note(t, "p99 %v without and %v with %d idle clients", calm.Percentile(0.99), r.Percentile(0.99), n)
 	// Far above what is to be seen, as the machine has other work.
 	if r.Percentile(0.99) > 3*calm.Percentile(0.99)+100*time.Millisecond {
 		t.Errorf("others wait: %v, without them %v", r, calm)
@@ -372,13 +361,13 @@ func slowClients(t *testing.T, n int) {
 	m.Idle()
 }
 
-func TestF25PacketLoss(t *testing.T) { t.Parallel(); packetLoss(t, 200) }
-func TestSoakF25(t *testing.T)       { soakOnly(t); packetLoss(t, 10_000) }
+func TestF25PacketLoss(t *testing.T) { t.Parallel(); packetLoss(t, form{}) }
 
 // A tenth of the packets that clients send is lost, SYNs among them: the kernel's
 // repetitions are all that it costs. The filter is on the listening socket, which
 // its connections inherit; that needs no rights.
-func packetLoss(t *testing.T, n int) {
+func packetLoss(t *testing.T, f form) {
+	n := f.of(200, 10_000)
 	const tenth = math.MaxUint32 / 10
 	const random = 0xfffff000 + 56 // SKF_AD_OFF + SKF_AD_RANDOM of linux/filter.h
 	filter := []unix.SockFilter{
@@ -395,16 +384,16 @@ func packetLoss(t *testing.T, n int) {
 	}
 	defer ln.Close()
 	at := ln.Addr().String()
-	f, err := ln.(*net.TCPListener).File()
+	file, err := ln.(*net.TCPListener).File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer file.Close()
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+	if err := unix.SetsockoptSockFprog(int(file.Fd()), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
 		t.Fatal(err)
 	}
-	m := activated(t, harness.Options{Args: []string{"--policy", "rr", "--workers", "2"}, Listen: []string{"fd:3"}}, "web", f)
+	m := activated(t, harness.Options{Args: []string{"--policy", "rr", "--workers", "2"}, Listen: []string{"fd:3"}}, "web", file)
 	r := serves(t, m, load.Config{Address: at, Rate: 100, Total: n, Timeout: patient})
 	repeated := 0
 	for i := range r.Results {
@@ -412,18 +401,19 @@ func packetLoss(t *testing.T, n int) {
 			repeated++
 		}
 	}
+	f.note(t, "%d of %d needed a repetition, p99 %v", repeated, n, r.Percentile(0.99))
 	if repeated < n/20 {
 		t.Errorf("only %d of %d needed a repetition: was anything lost at all?", repeated, n)
 	}
 	accounts(t, m, r)
 }
 
-func TestF26QueueOverflow(t *testing.T) { t.Parallel(); overflow(t, 2*time.Second) }
-func TestSoakF26(t *testing.T)          { soakOnly(t); overflow(t, 30*time.Second) }
+func TestF26QueueOverflow(t *testing.T) { t.Parallel(); overflow(t, form{}) }
 
 // Four times as many as can be served: the queue fills, then the kernel's, then
 // SYNs are dropped. Nothing fails that is not counted.
-func overflow(t *testing.T, lasts time.Duration) {
+func overflow(t *testing.T, f form) {
+	lasts := time.Duration(f.of(2000, 30000)) * time.Millisecond
 	// Two workers with four connections of 40 ms each: 200 a second.
 	m := harness.Start(t, harness.Options{
 		Args: []string{"--policy", "rr", "--workers", "2", "--worker-max-connections-active", "4",
@@ -448,6 +438,7 @@ func overflow(t *testing.T, lasts time.Duration) {
 	if never := len(r.Results) - s.Accepted(); len(r.Failed()) != dropped+never {
 		t.Errorf("%d clients failed; %d were dropped and %d never accepted", len(r.Failed()), dropped, never)
 	}
+	f.note(t, "%d clients: %d answered, %d dropped, %d never accepted", len(r.Results), r.Count(load.OK), dropped, len(r.Results)-s.Accepted())
 	_, samples := m.Metrics()
 	if sample(samples, "rrd_accept_pauses_total", `reason="queue_full"`) == 0 || sample(samples, "rrd_listener_kernel_drops_total", "listener=") == 0 {
 		t.Error("neither a full queue nor a full backlog was counted")
@@ -455,17 +446,4 @@ func overflow(t *testing.T, lasts time.Duration) {
 	m.Wait(func(e harness.Event) bool {
 		return e.Name == "connection.dropped" && e.Str("reason") == "queue_timeout"
 	})
-}
-
-// under runs a load until the returned function is called, which returns its report.
-func under(t *testing.T, m *harness.Master, rate float64) (finish func() *load.Report) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	wait := waitingContext(ctx, m, load.Config{Rate: rate, Duration: 24 * time.Hour})
-	return func() *load.Report {
-		cancel()
-		r := wait()
-		t.Log(r)
-		return r
-	}
 }

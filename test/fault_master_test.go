@@ -5,7 +5,6 @@ package test
 import (
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +23,12 @@ import (
 
 // Faults around the master: F33 to F40 of the matrix in docs/reliability.md.
 
-func TestF33Drain(t *testing.T) { t.Parallel(); drain(t, 300) }
-func TestSoakF33(t *testing.T)  { soakOnly(t); drain(t, 1000) }
+func TestF33Drain(t *testing.T) { t.Parallel(); drain(t, form{}) }
 
 // TERM with open connections, and more that come: nobody is cut, and the master
 // ends with the last of them.
-func drain(t *testing.T, n int) {
+func drain(t *testing.T, f form) {
+	n := f.of(300, 1000)
 	m := rr(t, 4)
 	start := time.Now()
 	finish := waiting(t, m, load.Config{Clients: n, Total: n, URI: func(i int) string {
@@ -55,21 +54,19 @@ func drain(t *testing.T, n int) {
 		last = max(last, open.Results[i].Ended)
 	}
 	// The aim is 100 ms; the machine has other work.
-	if t.Logf("ended %v after the last client", took-last); took-last > time.Second {
+	if f.note(t, "ended %v after the last client", took-last); took-last > time.Second {
 		t.Errorf("it ended %v after the last client", took-last)
 	}
 }
 
-func TestF34SignalStorm(t *testing.T) { t.Parallel(); signalStorm(t, 2000) }
-func TestSoakF34(t *testing.T)        { soakOnly(t); signalStorm(t, 20_000) }
+func TestF34SignalStorm(t *testing.T) { t.Parallel(); signalStorm(t, form{}) }
 
 // All signals of this version but those that stop, two thousand a second.
-func signalStorm(t *testing.T, n int) {
+func signalStorm(t *testing.T, f form) {
+	n := f.of(2000, 20_000)
 	m := rr(t, 4)
 	finish := under(t, m, 300)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	chance := rand.New(rand.NewPCG(seed, 34))
+	chance := chances(t)
 	all := []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGTTIN}
 	tick := time.NewTicker(500 * time.Microsecond)
 	defer tick.Stop()
@@ -111,11 +108,11 @@ func signalStorm(t *testing.T, n int) {
 	m.AllReady()
 }
 
-func TestF35ManyDieAtOnce(t *testing.T) { t.Parallel(); manyDie(t, 1) }
-func TestSoakF35(t *testing.T)          { soakOnly(t); manyDie(t, 20) }
+func TestF35ManyDieAtOnce(t *testing.T) { t.Parallel(); manyDie(t, form{}) }
 
 // 64 workers killed in one instant are all seen, and replaced.
-func manyDie(t *testing.T, rounds int) {
+func manyDie(t *testing.T, f form) {
+	rounds := f.of(1, 20)
 	const workers = 64
 	m := rr(t, workers, quick...)
 	for range rounds {
@@ -133,7 +130,7 @@ func manyDie(t *testing.T, rounds int) {
 		if took := time.Since(start); took > soon {
 			t.Errorf("it took %v until the last was seen", took)
 		} else {
-			t.Logf("killed in %v, all seen after %v", killed, took)
+			f.note(t, "killed in %v, all seen after %v", killed, took)
 		}
 		m.WaitFrom(mark, workers, harness.Named("worker.ready"))
 		m.AllReady()
@@ -168,12 +165,12 @@ func inside(t *testing.T, m *harness.Master, pid int) int {
 	return 0
 }
 
-func TestF36OrphansOfProcess1(t *testing.T) { t.Parallel(); orphans(t, 150) }
-func TestSoakF36(t *testing.T)              { soakOnly(t); orphans(t, 1000) }
+func TestF36OrphansOfProcess1(t *testing.T) { t.Parallel(); orphans(t, form{}) }
 
 // As process 1 rrd inherits what its workers leave behind: it is reaped, and not
 // taken for a worker.
-func orphans(t *testing.T, n int) {
+func orphans(t *testing.T, f form) {
+	n := f.of(150, 1000)
 	worker := harness.Build(t, "", "rrd/test/faultworker")
 	// A subshell that ends at once gives its child to process 1.
 	script := fmt.Sprintf(`(i=0; while [ $i -lt %d ]; do (setsid sleep 0.2 &); i=$((i+1)); done; echo all left) & exec %s -listen tcp/web serve`, n, worker)
@@ -238,13 +235,13 @@ if not dead:
     os.waitpid(want, 0)
 `
 
-func TestF37PIDReuse(t *testing.T) { t.Parallel(); pidReuse(t, 5) }
-func TestSoakF37(t *testing.T)     { soakOnly(t); pidReuse(t, 1000) }
+func TestF37PIDReuse(t *testing.T) { t.Parallel(); pidReuse(t, form{}) }
 
 // A worker that is being stopped dies, and a stranger gets its pid, and leads a
 // group of that number, before the time-outs are over that would have ended the
 // worker: the stranger never hears of it.
-func pidReuse(t *testing.T, rounds int) {
+func pidReuse(t *testing.T, f form) {
+	rounds := f.of(4, 1000)
 	m := asInit(t, harness.Options{
 		Args: []string{"--policy", "rr", "--workers", "2", "--drain-timeout", "150ms", "--stop-timeout", "150ms"},
 	})
@@ -300,12 +297,13 @@ func at(t *testing.T, e harness.Event) time.Time {
 	return when
 }
 
+func TestF38Clock(t *testing.T) { t.Parallel(); clock(t, form{}) }
+
 // In a time namespace whose clocks are months ahead every time-out takes as long
 // as ever. (The wall clock of a machine with other work cannot be set; no timer of
 // rrd reads it.)
-func TestF38Clock(t *testing.T) {
+func clock(t *testing.T, _ form) {
 	needsRoot(t)
-	t.Parallel()
 	g := newGate(t)
 	host := harness.Host() + ":0"
 	m := harness.Start(t, harness.Options{
@@ -348,9 +346,11 @@ func TestF38Clock(t *testing.T) {
 	m.AllReady()
 }
 
+func TestF39LogSink(t *testing.T) { logSink(t, form{}) }
+
 // A log that cannot be written, whatever the reason, costs records and nothing
 // else.
-func TestF39LogSink(t *testing.T) {
+func logSink(t *testing.T, f form) {
 	dir := t.TempDir()
 	for name, tt := range map[string]struct {
 		wrap  string
@@ -392,7 +392,7 @@ func TestF39LogSink(t *testing.T) {
 			m := harness.Start(t, o)
 			m.AllReady()
 			m.Rebase()
-			for range 60 { // more than any of them holds
+			for range f.of(60, 2000) { // more than any of them holds
 				m.Signal(syscall.SIGUSR1)
 				accountsSince(t, m, m.Status(), load.Run(t.Context(), load.Config{Address: at, Clients: 4, Total: 10}))
 			}
@@ -403,23 +403,15 @@ func TestF39LogSink(t *testing.T) {
 	}
 }
 
-func TestF40Starved(t *testing.T) { t.Parallel(); starved(t, 3*time.Second, 2) }
-func TestSoakF40(t *testing.T)    { soakOnly(t); starved(t, time.Minute, 8) }
+func TestF40Starved(t *testing.T) { t.Parallel(); starved(t, form{}) }
 
 // A fifth of a core for master, workers and some that only burn it: slow, but
 // nobody is lost and nobody is taken for hung.
-func starved(t *testing.T, lasts time.Duration, burners int) {
-	needsRoot(t)
-	group := filepath.Join("/sys/fs/cgroup/cpu", "rrd-e2e-"+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(group, 0o755); err != nil { //nolint:gosec // modes of cgroupfs
-		t.Skipf("a cgroup of the controller cpu, version 1, cannot be had here: %v", err)
-	}
-	t.Cleanup(func() {
-		harness.Poll(t, "the cgroup to be empty", func() error { return os.Remove(group) })
-	})
-	if err := os.WriteFile(filepath.Join(group, "cpu.cfs_quota_us"), []byte("20000"), 0o600); err != nil { // of 100,000
-		t.Fatal(err)
-	}
+func starved(t *testing.T, f form) {
+	lasts := time.Duration(f.of(3000, 60000)) * time.Millisecond
+	burners := f.of(2, 8)
+	group := cgroup(t, "cpu")
+	put(t, group, "cpu.cfs_quota_us", "20000") // of 100,000
 	enter := []string{"sh", "-c", "echo $$ > " + filepath.Join(group, "cgroup.procs") + ` && exec "$@"`, "sh"}
 	m := harness.Start(t, harness.Options{
 		Args: []string{"--policy", "rr", "--workers", "2", "--hang-timeout", "5s", "--drain-timeout", "20s"}, Wrap: enter,
@@ -438,5 +430,77 @@ func starved(t *testing.T, lasts time.Duration, burners int) {
 		if e := m.Events(harness.Named(name)); len(e) > 0 {
 			t.Error(e[0].Line)
 		}
+	}
+}
+
+// The master dies while its workers cannot run: what was sent to them is served
+// when they can, what waited in the master or in the kernel is reset. Workers that
+// are stopped end instead: at the death of its parent the kernel sends SIGHUP to a
+// process group with stopped members (credentials(7), "orphaned").
+func TestMasterDiesWithAQueue(t *testing.T) {
+	const workers, window, n = 2, 4, 30
+	for _, how := range []string{"frozen", "stopped"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			dir := ""
+			if how == "frozen" {
+				dir = cgroup(t, "freezer")
+			}
+			m := harness.Start(t, harness.Options{
+				Args:     []string{"--policy", "rr", "--workers", strconv.Itoa(workers), "--busy-after", "off", "--queue-limit", "10"},
+				ExitCode: -1,
+			})
+			pids := []int{m.PID(0), m.PID(1)}
+			for _, pid := range pids {
+				if dir == "" {
+					m.Kill(pid, syscall.SIGSTOP)
+				} else {
+					put(t, dir, "cgroup.procs", strconv.Itoa(pid))
+				}
+			}
+			if dir != "" {
+				t.Cleanup(func() { put(t, dir, "freezer.state", "THAWED") })
+				put(t, dir, "freezer.state", "FROZEN")
+			}
+			finish := waiting(t, m, load.Config{Clients: n, Total: n})
+			m.WaitStatus("the queue to be full", func(s *harness.Status) bool { return s.Accepted() == workers*window+10 })
+			m.WaitStatus("the kernel to have the rest", func(*harness.Status) bool {
+				_, samples := m.Metrics()
+				return sample(samples, "rrd_listener_accept_queue_connections", "listener=") == n-workers*window-10
+			})
+			m.Signal(syscall.SIGKILL)
+			m.WaitExit()
+			served := 0
+			if dir != "" {
+				served = workers * window
+				put(t, dir, "freezer.state", "THAWED")
+			}
+			if r := finish(); r.Count(load.OK) != served || r.Count(load.Reset)+r.Count(load.Empty) != n-served {
+				t.Errorf("%d should be served: %v", served, r)
+			}
+		})
+	}
+}
+
+// Programs that know nothing of rrd go on without it, until somebody ends them.
+func TestMasterDiesBeforeListenFDsWorkers(t *testing.T) {
+	for _, policy := range []string{"none", "reuseport"} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			m := harness.Start(t, harness.Options{
+				Args:    []string{"--policy", policy, "--workers", "2", "--worker-protocol", "listen-fds", "--ready-after", "500ms"},
+				Command: []string{"python3", "-c", listenFDsProgram}, ExitCode: -1,
+			})
+			pids := []int{m.PID(0), m.PID(1)}
+			serves(t, m, load.Config{Total: 20, Judge: load.AnyOK})
+			m.Signal(syscall.SIGKILL)
+			m.WaitExit()
+			if r := load.Run(t.Context(), load.Config{Address: m.Addr(), Clients: 4, Total: 40, Judge: load.AnyOK}); r.Count(load.OK) != 40 {
+				t.Error(r)
+			}
+			for _, pid := range pids {
+				m.Kill(pid, syscall.SIGKILL)
+			}
+		})
 	}
 }
