@@ -173,9 +173,10 @@ func (w *worker) flood(span time.Duration) {
 	b := frames(
 		handoff.Frame{Type: handoff.Again}, handoff.Frame{Type: handoff.Again, Listener: 1}, handoff.Frame{Type: handoff.Again, Listener: 2},
 		handoff.Frame{Type: handoff.Touched, Seq: 12345}, handoff.Frame{Type: handoff.Touched, Seq: 1 << 63},
-		handoff.Frame{Type: handoff.Leave, Listener: 1 << 30}, handoff.Frame{Type: handoff.Health},
+		handoff.Frame{Type: handoff.Leave, Listener: 1 << 30}, handoff.Frame{Type: handoff.Health, Arg: 1},
+		handoff.Frame{Type: handoff.Health},
 	)
-	b = append(b, repeat(handoff.MaxFrames-7, handoff.Frame{Type: handoff.Touched, Seq: 7 << 20})...)
+	b = append(b, repeat(handoff.MaxFrames-8, handoff.Frame{Type: handoff.Touched, Seq: 7 << 20})...)
 	n := 0
 	for end := time.Now().Add(span); time.Now().Before(end); n += handoff.MaxFrames {
 		if w.raw(b, nil) != nil {

@@ -20,6 +20,9 @@ type answer struct {
 	connections      atomic.Uint64
 }
 
+// born tells this process from another that has its pid later.
+var born = time.Now().UnixNano()
+
 // serve answers the one request of connection n like rrd's built-in worker and closes the connection,
 // shutdown first: the master's copy may still be open.
 func (a *answer) serve(c net.Conn, n uint64) {
@@ -32,7 +35,7 @@ func (a *answer) serve(c net.Conn, n uint64) {
 		time.Sleep(time.Duration(ms) * time.Millisecond) // what the client asks for
 	}
 	body, err := json.Marshal(map[string]any{
-		"worker": a.slot, "pid": os.Getpid(), "generation": a.generation,
+		"worker": a.slot, "pid": os.Getpid(), "generation": a.generation, "born": born,
 		"connection": n, "remote": c.RemoteAddr().String(), "uri": req.RequestURI,
 	})
 	if err != nil {

@@ -31,6 +31,7 @@ func BuiltIn(a Answer, res *Result) error {
 		Worker     *int
 		PID        int
 		Generation int
+		Born       int64
 		Connection uint64
 		Remote     string
 		URI        string
@@ -47,6 +48,7 @@ func BuiltIn(a Answer, res *Result) error {
 		return fmt.Errorf("no process in %.100q", a.Body)
 	}
 	res.Slot, res.PID, res.Generation, res.Connection, res.Remote = *b.Worker, b.PID, b.Generation, b.Connection, b.Remote
+	res.Born = b.Born
 	return nil
 }
 

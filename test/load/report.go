@@ -39,6 +39,7 @@ type Result struct {
 	// Who answered, as far as the answer says; Slot is -1 if it does not.
 	Slot       int
 	PID        int
+	Born       int64 // tells processes apart that had the same pid, 0 if the answer does not
 	Generation int
 	Connection uint64
 	Remote     string
@@ -66,14 +67,15 @@ func newReport(results []Result, elapsed time.Duration) *Report {
 	r := &Report{Results: results, Elapsed: elapsed}
 	slices.SortFunc(r.Results, func(a, b Result) int { return a.Seq - b.Seq })
 	type served struct {
-		pid int
-		n   uint64
+		pid  int
+		born int64
+		n    uint64
 	}
 	seen := make(map[served]int, len(results))
 	for i := range r.Results {
 		res := &r.Results[i]
 		if res.Outcome == OK && res.PID > 0 && res.Connection > 0 {
-			k := served{res.PID, res.Connection}
+			k := served{res.PID, res.Born, res.Connection}
 			if first, ok := seen[k]; ok {
 				res.Outcome = Duplicate
 				res.Err = fmt.Errorf("process %d says connection %d, as it did to %d", res.PID, res.Connection, first)
