@@ -9,7 +9,8 @@ import (
 
 // Who reads the worker's end need not be the process that the master started:
 // under "sh -c COMMAND" it is the shell's child. The kernel says who sent a
-// message (SCM_CREDENTIALS, unix(7)), and the worker cannot lie about it.
+// message (SCM_CREDENTIALS, unix(7)), and a worker without CAP_SYS_ADMIN cannot lie
+// about it.
 
 // WatchSender makes Receive note who sent each message, until IgnoreSender.
 func (c *Conn) WatchSender() error {
