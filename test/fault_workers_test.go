@@ -217,7 +217,7 @@ func frozen(t *testing.T, f form) {
 // and the others do not notice.
 func crashLoop(t *testing.T, f form) {
 	b := newBook(t)
-	m := faulty(t, 4, nil, b.args("-slots", "1", "-others", "lib", "crash")...)
+	m := faulty(t, 4, []string{"--respawn-max", f.text("2s", "30s")}, b.args("-slots", "1", "-others", "lib", "crash")...)
 	b.arm()
 	mark := m.Mark()
 	m.Kill(m.PID(1), syscall.SIGKILL)
