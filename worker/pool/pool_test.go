@@ -201,6 +201,24 @@ func TestNotifyAndSpeaking(t *testing.T) {
 	}
 }
 
+// What comes before the program itself runs is no time in which it could have failed.
+func TestReadyAfterCountsFromTheExec(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{SharesListeners: true})
+		w.onLaunch = func(context.Context, *spec) error {
+			time.Sleep(3 * time.Second) // the fake's time
+			return nil
+		}
+		w.run()
+		w.pass(5 * time.Second)
+		w.wantLog("3s slot 0 started id 1 pid 100\n4s slot 0 ready")
+		w.StopNow()
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestNewsOfTheDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{Size: 2}).run()

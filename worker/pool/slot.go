@@ -142,7 +142,9 @@ func (p *Pool) started(s *slot, pr *proc, c *handoff.Conn) {
 	pr.native = cfg.Protocol == ProtocolNative || cfg.Protocol == ProtocolNode
 	pr.timers.set(startTimer, pr.w.Started, cfg.StartTimeout)
 	if cfg.mayBeListenFDs() {
-		pr.timers.set(readyTimer, pr.w.Started, cfg.ReadyAfter)
+		// From the exec on: that the helper is slow, on a busy machine, makes no
+		// program ready.
+		pr.timers.set(readyTimer, now, cfg.ReadyAfter)
 	} else {
 		pr.timers.set(silentTimer, now, cfg.SilentAfter)
 	}
