@@ -42,7 +42,7 @@ func TestSoakF54Chaos(t *testing.T) {
 		t.Skip("the long form is for make soak")
 	}
 	c := newChaos(t, form{long: true})
-	c.run(harness.Soak(t, 0), 1000)
+	c.run(harness.Soak(t, 0), 600)
 }
 
 // chaos is one run. Steps come from one goroutine, those that take a while end in
@@ -358,7 +358,7 @@ func (c *chaos) stray(address string, stay time.Duration, reset bool) {
 func (c *chaos) burst(step) {
 	address := c.m.Addr()
 	c.later(0, func() {
-		r := load.Run(context.Background(), load.Config{Address: address, Clients: 100, Total: 200})
+		r := load.Run(context.Background(), load.Config{Address: address, Clients: 100, Total: 200, Timeout: time.Minute})
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.reports = append(c.reports, r)

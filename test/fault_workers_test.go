@@ -86,9 +86,9 @@ func stopAndContinue(t *testing.T, f form) {
 	b, chance := newBook(t), chances(t)
 	m := b.workers(4, nil, "lib")
 	stops, span := f.of(5, 10), time.Duration(f.of(600, 5000))*time.Millisecond
-	pause := time.Duration(f.of(400, 1600)) * time.Millisecond
+	pause := time.Duration(f.of(400, 5500)) * time.Millisecond
 	var times []standstill
-	r := during(t, m, f.of(500, 1550), func() {
+	r := during(t, m, f.of(500, 1000), func() {
 		for range stops {
 			if pid := somebody(m, chance); pid > 0 {
 				m.Kill(pid, syscall.SIGSTOP)
@@ -111,6 +111,10 @@ func stopAndContinue(t *testing.T, f form) {
 		len(times), span, len(r.Results), r.Count(load.Duplicate), held,
 		percentile(in, 0.5), percentile(in, 0.99), percentile(in, 1), above(in), len(in),
 		percentile(out, 0.5), percentile(out, 0.99), percentile(out, 1), above(out), len(out))
+	if percentile(out, 0.9) > 200*time.Millisecond {
+		t.Log("the machine cannot keep up even while nobody is stopped: times are not judged")
+		return
+	}
 	if held > 4*len(times) {
 		t.Errorf("%d connections waited for a stopped process, at most 4 each are received", held)
 	}

@@ -293,7 +293,7 @@ func during(t *testing.T, m *harness.Master, rate int, f func()) *load.Report {
 	t.Helper()
 	stop := m.WatchLaw()
 	ctx, cancel := context.WithCancel(t.Context())
-	finish := waitingContext(ctx, m, load.Config{Rate: float64(rate), Duration: 24 * time.Hour})
+	finish := waitingContext(ctx, m, load.Config{Rate: float64(rate), Duration: 24 * time.Hour, Timeout: time.Minute})
 	f()
 	cancel()
 	r := finish()
