@@ -12,11 +12,11 @@ BENCHSTAT := .cache/bin/benchstat
 UNIT = $$(go list ./... | grep -vx rrd/test)
 export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
 
-.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench fuzz-short e2e soak clean
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master fuzz-short e2e soak clean
 .NOTPARALLEL: # each step uses all the cores by itself
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the programs, static, into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
@@ -56,6 +56,9 @@ bench-once: ## every benchmark once, to see that it still runs
 bench: $(BENCHSTAT) ## benchmarks, COUNT times; OLD=file compares with an earlier .cache/bench.txt
 	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(UNIT) | tee $(BENCH); exit $${PIPESTATUS[0]}
 	$(BENCHSTAT) $(OLD) $(BENCH)
+
+bench-master: ## the master's cost of a connection, against a minimal one in C (docs/performance.md)
+	go run ./test/bench
 
 fuzz-short: ## every fuzz target for FUZZTIME
 	@.ci/fuzz $(FUZZTIME)

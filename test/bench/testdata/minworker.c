@@ -175,8 +175,7 @@ int main(int argc, char **argv)
 			 * does not take the descriptor out of epoll.
 			 */
 			epoll_ctl(ep, EPOLL_CTL_DEL, fd, 0);
-			if (touches)
-				shutdown(fd, SHUT_RDWR);
+			shutdown(fd, SHUT_RDWR);
 			close(fd);
 		}
 		tell(ch);
