@@ -287,13 +287,17 @@ func scan(t *testing.T, f form) {
 		}
 		clients.Wait()
 	}
+	// Some are still in the kernel's queue when their clients are done.
+	settled := func(want int) *harness.Status {
+		return m.WaitStatus("all to be accepted", func(s *harness.Status) bool { return s.Accepted() == want && s.Open() == 0 })
+	}
 	knock(4000)
-	m.Idle()
+	settled(4000)
 	before := rss(t, m.MasterPID())
 	knock(n)
-	s := m.Idle()
+	s := settled(4000 + n)
 	// Those that were reset in the kernel's queue count as accepted as well.
-	if want := 4000 + n; s.Accepted() != want || s.Acked()+s.Dropped() != want {
+	if want := 4000 + n; s.Acked()+s.Dropped() != want || s.Dropped() != s.Listeners[0].Dropped["client_gone"] {
 		t.Errorf("%d connections: %+v", want, s.Listeners)
 	}
 	if after := rss(t, m.MasterPID()); after > before+2<<20 {
@@ -422,7 +426,7 @@ func overflow(t *testing.T, f form) {
 	})
 	stop := m.WatchLaw()
 	r := load.Run(t.Context(), load.Config{
-		Address: m.Addr(), Rate: 800, Duration: lasts, Timeout: 20 * time.Second,
+		Address: m.Addr(), Rate: 800, Duration: lasts, Timeout: 3 * time.Minute, // longer than the kernel's last attempt
 		URI: func(int) string { return "/sleep?ms=40" },
 	})
 	stop()
@@ -432,11 +436,9 @@ func overflow(t *testing.T, f form) {
 	if s.Dropped() != dropped || dropped == 0 {
 		t.Errorf("dropped %v", s.Listeners[0].Dropped)
 	}
-	if s.Accepted() != r.Count(load.OK)+dropped {
-		t.Errorf("accepted %d, but answered %d and dropped %d", s.Accepted(), r.Count(load.OK), dropped)
-	}
-	if never := len(r.Results) - s.Accepted(); len(r.Failed()) != dropped+never {
-		t.Errorf("%d clients failed; %d were dropped and %d never accepted", len(r.Failed()), dropped, never)
+	// The kernel may finish a handshake, and a worker serve it, after the client has given up.
+	if rest := s.Accepted() - r.Count(load.OK) - dropped; rest < 0 || rest > r.Count(load.Timeout) {
+		t.Errorf("accepted %d, but answered %d and dropped %d: %v", s.Accepted(), r.Count(load.OK), dropped, r)
 	}
 	f.note(t, "%d clients: %d answered, %d dropped, %d never accepted", len(r.Results), r.Count(load.OK), dropped, len(r.Results)-s.Accepted())
 	_, samples := m.Metrics()
