@@ -263,6 +263,39 @@ func TestTheAskerDiesWhileItIsBeingBound(t *testing.T) {
 	s.until("it is closed", func() bool { return len(s.l.asked) == 0 && s.l.defunct == 0 && s.l.closing == 0 })
 }
 
+// TCP and UDP of one address have one name, and so one line of counts: those of TCP,
+// in whatever order they were asked for.
+func TestOneNameForTCPAndUDP(t *testing.T) {
+	for _, order := range [][]string{{"tcp", "udp"}, {"udp", "tcp"}} {
+		s := newStepped(t, Config{})
+		p := s.peer()
+		for i, network := range order {
+			p.ask(uint64(i+1), network, "127.0.0.1:0", 0)
+			s.byAddress(p.answered(uint64(i + 1)))
+		}
+		if n := len(s.l.names); n != 1 {
+			t.Fatalf("%v: %d names", order, n)
+		}
+		if n := s.l.names[0]; n.Shared || !n.Open || n.Network != "tcp" {
+			t.Errorf("%v: %+v", order, n.ListenerInfo)
+		}
+		leave := func(network string) {
+			seq := uint64(slices.Index(order, network) + 1)
+			wire := p.answered(seq).Listener
+			p.say(handoff.Frame{Type: handoff.Leave, Listener: wire})
+			s.until(network+" is closed", func() bool { return s.l.byWire[wire] == nil })
+		}
+		leave("udp")
+		if len(s.l.names) != 1 || !s.l.names[0].Open {
+			t.Errorf("%v: the name went with its UDP", order)
+		}
+		leave("tcp")
+		if len(s.l.names) != 0 {
+			t.Errorf("%v: a name that nobody used stays", order)
+		}
+	}
+}
+
 const nobody = 65534
 
 func TestAWorkersRights(t *testing.T) {

@@ -23,6 +23,7 @@ const (
 type lingering struct {
 	fds  chan handoff.FD
 	done sync.WaitGroup
+	once sync.Once // Close may be called again
 }
 
 // start starts the closers; stop ends them.
@@ -45,7 +46,7 @@ const closersLeft = time.Second
 
 // stop ends the closers once what is queued is closed.
 func (q *lingering) stop() {
-	close(q.fds)
+	q.once.Do(func() { close(q.fds) })
 	ended := make(chan struct{})
 	go q.wait(ended) // ends with the closers
 	select {

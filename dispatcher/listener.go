@@ -95,7 +95,12 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 	}
 	l.listeners[ln.id] = ln
 	l.byWire[ln.wire] = ln
-	ln.stats.ListenerInfo, ln.stats.Open = ln.info(), true
+	if n := ln.stats; !n.Open || n.Shared || !ln.shared {
+		// One name for TCP and UDP, whose workers asked for the same address, is
+		// described by what the counts are of.
+		n.ListenerInfo = ln.info()
+	}
+	ln.stats.Open = true
 	if l.cfg.Policy == SchedReuseport && s.tcp() && c.Network != "fd" {
 		// The first slot's own; the others' are bound to the address it got.
 		ln.sock = nil
@@ -271,7 +276,9 @@ func (l *loop) closed(ln *listener) {
 		l.giveBack(ln, s)
 	}
 	ln.closeSockets()
-	ln.stats.Open = false
+	ln.stats.Open = slices.ContainsFunc(l.listeners, func(o *listener) bool {
+		return o != nil && o.stats == ln.stats && len(o.sockets()) > 0 // it has the same name
+	})
 	l.defunct++
 	if hook := l.cfg.Hooks.Closed; hook != nil {
 		info := ln.info()
