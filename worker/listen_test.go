@@ -21,6 +21,7 @@ func TestListenErrors(t *testing.T) {
 		{"errno", syscall.EADDRINUSE, "", "listen tcp :80: bind: address already in use"},
 		{"advice", syscall.EINVAL, "several listeners: name one of a, b (--listen NAME=ADDR)",
 			"listen tcp :80: several listeners: name one of a, b (--listen NAME=ADDR) (invalid argument)"},
+		{"advice that says it", syscall.EACCES, "port 80 is below 1024: permission denied", "listen tcp :80: port 80 is below 1024: permission denied"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMaster(t)

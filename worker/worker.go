@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"net"
+	"strings"
 )
 
 // Active reports whether this process was started by rrd. It says nothing to the
@@ -100,5 +101,10 @@ type refusal struct {
 	errno error
 }
 
-func (r *refusal) Error() string { return fmt.Sprintf("%s (%v)", r.text, r.errno) }
+func (r *refusal) Error() string {
+	if errno := r.errno.Error(); !strings.HasSuffix(r.text, errno) { // rrd's own ends with it
+		return fmt.Sprintf("%s (%s)", r.text, errno)
+	}
+	return r.text
+}
 func (r *refusal) Unwrap() error { return r.errno }
