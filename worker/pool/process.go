@@ -55,7 +55,7 @@ type SpawnError struct {
 
 func (e *SpawnError) Error() string {
 	if e.Step == "exec" && errors.Is(e.Err, syscall.ENOENT) && !strings.Contains(e.Name, "/") {
-		return fmt.Sprintf("%s %s: not found in PATH", e.Step, e.Name)
+		return fmt.Sprintf("%s %s: not found in PATH: %v", e.Step, e.Name, e.Err)
 	}
 	if e.Name == "" {
 		return fmt.Sprintf("%s: %v", e.Step, e.Err)

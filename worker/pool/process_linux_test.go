@@ -226,7 +226,7 @@ func TestSpawnErrors(t *testing.T) {
 		text string
 	}{
 		{"no file", Config{Argv: []string{"/nowhere/app"}}, syscall.ENOENT, `exec "/nowhere/app": no such file or directory`},
-		{"not in PATH", Config{Argv: []string{"no-such-app"}, Env: []string{"PATH=/nowhere:" + dir}}, syscall.ENOENT, `exec "no-such-app": not found in PATH`},
+		{"not in PATH", Config{Argv: []string{"no-such-app"}, Env: []string{"PATH=/nowhere:" + dir}}, syscall.ENOENT, `exec "no-such-app": not found in PATH: no such file or directory`},
 		{"no rights", Config{Argv: []string{noRights}}, syscall.EACCES, "permission denied"},
 		{"no rights in PATH", Config{Argv: []string{"norights"}, Env: []string{"PATH=" + dir + ":/nowhere"}}, syscall.EACCES, "permission denied"},
 		{"no format", Config{Argv: []string{noFormat}}, syscall.ENOEXEC, "exec format error"},
