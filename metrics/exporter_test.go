@@ -179,6 +179,7 @@ func TestExporterEmitsEverySample(t *testing.T) {
 	zero(`rrd_accept_pauses_total{listener=":80",reason=%q}`, PauseReasons)
 	for _, slot := range []string{"0", "1"} {
 		zero(`rrd_handoff_rejections_total{reason=%q,worker=%q}`, RejectReasons, slot)
+		zero(`rrd_handoff_failures_total{reason=%q,worker=%q}`, FailureReasons, slot)
 		zero(`rrd_worker_starts_total{reason=%q,worker=%q}`, StartReasons, slot)
 		zero(`rrd_worker_exits_total{cause=%q,worker=%q}`, ExitCauses, slot)
 	}

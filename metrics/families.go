@@ -168,7 +168,7 @@ func (e emitter) worker(w *Worker) {
 	e.counter(descHandoffs, w.Handoffs, slot)
 	e.counter(descAcks, w.Acks, slot)
 	e.counts(descRejections, w.Rejections, RejectReasons, slot)
-	e.counts(descFailures, w.Failures, nil, slot)
+	e.counts(descFailures, w.Failures, FailureReasons, slot)
 	e.gauge(descWorkerInFlight, float64(w.InFlight), slot)
 	if w.Active != nil {
 		e.gauge(descActive, float64(*w.Active), slot)

@@ -128,7 +128,7 @@ type Worker struct {
 	Handoffs   uint64 `json:"handoffs"`
 	Acks       uint64 `json:"acks"`
 	Rejections Counts `json:"rejections,omitempty"` // see RejectReasons
-	Failures   Counts `json:"failures,omitempty"`
+	Failures   Counts `json:"failures,omitempty"`   // see FailureReasons
 	InFlight   int    `json:"in_flight"`
 	// Active is how many acked connections it still serves; nil where the
 	// worker does not report it.
@@ -159,6 +159,7 @@ var (
 	AcceptErrorReasons = []string{"emfile", "enfile", "nobufs", "nomem", "aborted", "other"}
 	PauseReasons       = []string{"fd_limit", "queue_full", "drain"}
 	RejectReasons      = []string{"busy", "draining", "fd_limit", "other"}
+	FailureReasons     = []string{"would_block", "peer_closed", "too_many_refs", "ack_timeout", "worker_exit", "other"}
 	RedispatchReasons  = []string{"rejected", "worker_exit", "send_error", "recalled", "rescued"}
 	StartReasons       = []string{"initial", "scale", "crash", "reload", "recycle"}
 	ExitCauses         = []string{"requested", "code", "signal", "oom", "killed_stuck"}
