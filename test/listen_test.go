@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -84,7 +85,7 @@ func TestAddressInUse(t *testing.T) {
 	}
 	defer ln.Close()
 	m := harness.Run(t, harness.Options{Listen: []string{ln.Addr().String()}, ExitCode: 1})
-	if !strings.Contains(m.Log(), "address already in use") || !strings.Contains(m.Log(), ln.Addr().String()) {
+	if !regexp.MustCompile(`(?m)^rrd: --listen: .*` + regexp.QuoteMeta(ln.Addr().String()) + `.*address already in use: .*\(from flag\)$`).MatchString(m.Log()) {
 		t.Error(m.Log())
 	}
 }

@@ -123,6 +123,7 @@ func TestBackoff(t *testing.T) {
 		Listen: []string{"web=" + harness.Host() + ":0"}, Command: command, Unready: true,
 	})
 	m.Wait(harness.OfSlot("worker.exit", 1))
+	m.WaitReady() // one broken slot does not keep it back
 	serves(t, m, load.Config{Rate: 200, Total: 400})
 	pauses := m.WaitFrom(0, 6, harness.OfSlot("worker.backoff", 1))
 	// Doubling from the minimum, with jitter, to the maximum.

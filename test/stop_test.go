@@ -127,6 +127,26 @@ func TestDrainTimeout(t *testing.T) {
 	}
 }
 
+// What is cut while it waits is told before the last record.
+func TestStopIsTheLastRecord(t *testing.T) {
+	t.Parallel()
+	m := rr(t, 1, "--drain-timeout", "300ms", "--stop-timeout", "300ms")
+	m.Kill(m.PID(0), syscall.SIGSTOP)
+	finish := waiting(t, m, load.Config{Clients: 3, Total: 3})
+	m.WaitStatus("all to wait", func(s *harness.Status) bool { return s.Open() == 3 })
+	m.Stop()
+	if r := finish(); r.Count(load.OK) != 0 {
+		t.Error(r)
+	}
+	if e := m.Wait(harness.Named("connection.dropped")); e.Str("reason") != "shutdown" || e.Int("connections") != 3 {
+		t.Error(e.Line)
+	}
+	lines := strings.Split(strings.TrimSpace(m.Log()), "\n")
+	if last := lines[len(lines)-1]; !strings.Contains(last, `"event":"stop"`) || !strings.Contains(last, `"connections_cut":3`) {
+		t.Error(last)
+	}
+}
+
 // Each of the signals that stop.
 func TestStopSignals(t *testing.T) {
 	t.Parallel()

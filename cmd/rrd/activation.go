@@ -104,6 +104,14 @@ func (a *activation) claim(listen []dispatcher.ListenerConfig) error {
 	return nil
 }
 
+// claim gives the fd: listeners of c their descriptors.
+func (c *config) claim(a *activation) error {
+	if err := a.claim(c.Listen); err != nil {
+		return fmt.Errorf("%w (from %s)", err, c.origin("listen"))
+	}
+	return nil
+}
+
 func (a *activation) close() {
 	for fd, f := range a.files {
 		f.Close()

@@ -37,9 +37,10 @@ func (c *config) fit(limit int) error {
 		queue = min(queue, limit-need(0, rescue))
 	}
 	if need(queue, rescue) > limit || queue < min(minQueue, c.QueueLimit) {
-		return fmt.Errorf("--queue-limit %d, --workers %d, --handoff-window %d, --rescue-limit %d and %d listeners need %d open files, and the limit is %d: "+
-			"raise it (ulimit -n, LimitNOFILE=) or lower one of them",
-			c.QueueLimit, c.Workers, c.HandoffWindow, c.RescueLimit, len(c.Listen), asked, limit)
+		return fmt.Errorf("--queue-limit %d (from %s), --workers %d (from %s), --handoff-window %d (from %s), --rescue-limit %d (from %s) and %d listeners "+
+			"need %d open files, and the limit is %d: raise it (ulimit -n, LimitNOFILE=) or lower one of them",
+			c.QueueLimit, c.origin("queue-limit"), c.Workers, c.origin("workers"), c.HandoffWindow, c.origin("handoff-window"),
+			c.RescueLimit, c.origin("rescue-limit"), len(c.Listen), asked, limit)
 	}
 	c.Warnings = append(c.Warnings, fmt.Sprintf("the limit of %d open files does not hold the default limits: --queue-limit is %d instead of %d, --rescue-limit %d instead of %d",
 		limit, queue, c.QueueLimit, rescue, c.RescueLimit))

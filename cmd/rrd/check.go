@@ -29,7 +29,7 @@ func (c *config) check(w io.Writer, act *activation, budget func(*config) error)
 	steps := []func() error{
 		c.checkDirectory,
 		c.checkCommand,
-		func() error { return act.claim(c.Listen) },
+		func() error { return c.claim(act) },
 		c.checkAddresses,
 		c.checkControl,
 		func() error { return budget(c) },

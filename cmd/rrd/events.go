@@ -205,22 +205,45 @@ func (m *master) rights() *dispatcher.Rights {
 func (m *master) workerReady(w pool.Worker) {
 	m.log.Info().Str("event", "worker.ready").Int("worker", w.Slot).Int("worker_pid", w.PID).
 		Int("generation", w.Generation).Float64("duration_s", time.Since(w.Started).Seconds()).Msg("worker ready")
+	m.settled(w.Slot, true)
+}
+
+// settled notes how the first start of a slot went, and says "ready" when that is
+// known of each: one that is broken must not keep those who wait for the event.
+func (m *master) settled(slot int, ready bool) {
 	m.mu.Lock()
-	m.wasReady[w.Slot] = true
-	all := !m.announced && len(m.wasReady) >= m.cfg.Workers
-	m.announced = m.announced || all
+	m.wasReady[slot] = m.wasReady[slot] || ready
+	n := 0
+	for _, ready := range m.wasReady {
+		if ready {
+			n++
+		}
+	}
+	say := !m.announced && !m.draining.Load() && n > 0 && len(m.wasReady) >= m.cfg.Workers
+	m.announced = m.announced || say
 	m.mu.Unlock()
-	if all {
-		m.log.Info().Str("event", "ready").Int("workers", m.cfg.Workers).Str("policy", string(m.cfg.Policy)).
-			Float64("duration_s", time.Since(m.started).Seconds()).Msg("every worker is ready")
+	if say {
+		m.log.Info().Str("event", "ready").Int("workers", n).Str("policy", string(m.cfg.Policy)).
+			Float64("duration_s", time.Since(m.started).Seconds()).Msg("workers are ready")
 	}
 }
 
 func (m *master) workerSilent(w pool.Worker) {
 	m.log.Error().Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
-		Str("reason", "under --policy rr a worker must speak to rrd: (1) a Go program uses rrd's worker library, or any language docs/protocol.md; "+
-			"(2) --policy none or reuseport for a program that takes its listeners by LISTEN_FDS; (3) a Node program, which this version cannot serve yet under rr").
-		Msg("worker says nothing on its channel")
+		Str("reason", m.waysOut()).Msg("worker says nothing on its channel")
+}
+
+// waysOut is what to do about a program that does not speak to rrd.
+func (m *master) waysOut() string {
+	c := m.cfg
+	switch {
+	case c.Policy == dispatcher.SchedRR:
+		return "under --policy rr a worker must speak to rrd: (1) a Go program uses rrd's worker library, or any language docs/protocol.md; " +
+			"(2) --policy none or reuseport for a program that takes its listeners by LISTEN_FDS; (3) a Node program, which this version cannot serve yet under rr"
+	case c.WorkerProtocol == pool.ProtocolNative:
+		return "with --worker-protocol rrd a worker must speak to rrd: leave it out for a program that takes its listeners by LISTEN_FDS"
+	}
+	return "without --listen a worker must ask rrd for its listeners: add --listen for a program that takes them by LISTEN_FDS"
 }
 
 func (m *master) workerDrain(w pool.Worker) {
@@ -246,6 +269,7 @@ func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 		e = e.Str("reason", x.Reason)
 	}
 	e.Msg("worker exited")
+	m.settled(w.Slot, false)
 	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: x.Blame()}); err != nil {
 		m.log.Error().Str("event", "worker.exit").Int("worker", w.Slot).Err(err).Msg("what the worker left could not be taken back")
 	}
@@ -302,4 +326,5 @@ func (m *master) slotIsDown(slot int) bool {
 func (m *master) spawnFailed(slot int, err error) {
 	m.closeLent(slot)
 	m.log.Error().Str("event", "worker.spawn_failed").Int("worker", slot).Err(err).Msg("worker could not be started")
+	m.settled(slot, false)
 }

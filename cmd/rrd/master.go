@@ -37,6 +37,7 @@ type master struct {
 	started time.Time
 
 	dispatcher *dispatcher.Dispatcher
+	closeOnce  sync.Once // of the dispatcher
 	pool       *pool.Pool
 	listeners  []dispatcher.ListenerInfo
 	metricsAt  string
@@ -46,7 +47,7 @@ type master struct {
 
 	mu        sync.Mutex
 	lent      map[int][]*os.File // by slot: for the spawn under way
-	wasReady  map[int]bool       // slots
+	wasReady  map[int]bool       // by slot, once its first start is over
 	announced bool
 	failing   map[uint64]*time.Timer // by worker: whose health check fails; replaces it
 }
@@ -72,7 +73,7 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 		activated.close()
 		return fail(stderr, exitUsage, err)
 	}
-	if err := activated.claim(c.Listen); err != nil {
+	if err := c.claim(activated); err != nil {
 		return fail(stderr, exitUsage, err)
 	}
 	counter := &metrics.LogCounter{}
@@ -200,6 +201,7 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 		}
 		lost += lostWithWorkers(stats) - m.lostBefore.Load()
 	}
+	m.closeDispatcher() // here, for what it still drops is to be told before the last record
 	m.log.Info().Str("event", "stop").Int("exit_code", code).Uint64("connections_cut", lost).
 		Float64("duration_s", time.Since(m.started).Seconds()).Msg("stopped")
 	if err != nil {
@@ -220,9 +222,11 @@ func lostWithWorkers(stats *dispatcher.Stats) (n uint64) {
 }
 
 func (m *master) closeDispatcher() {
-	if err := m.dispatcher.Close(); err != nil {
-		m.log.Error().Str("event", "dispatcher.failed").Err(err).Msg("dispatching had failed")
-	}
+	m.closeOnce.Do(func() {
+		if err := m.dispatcher.Close(); err != nil {
+			m.log.Error().Str("event", "dispatcher.failed").Err(err).Msg("dispatching had failed")
+		}
+	})
 }
 
 // printLastWords marks each line, so that none can pass for one of rrd's own.
@@ -247,11 +251,25 @@ func (m *master) listen() error {
 					_ = f.Close() // those that were not reached; closing twice is an error only
 				}
 			}
-			return err
+			return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), m.cfg.origin("listen"))
 		}
 		m.listeners = append(m.listeners, info)
 	}
 	return nil
+}
+
+// bindAdvice says what to do about an address that could not be bound, after a
+// colon, or nothing.
+func bindAdvice(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ": stop whoever is there, or choose another"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return ": this machine has no such address, choose another"
+	case errors.Is(err, syscall.EACCES):
+		return ": ports below 1024 take root or CAP_NET_BIND_SERVICE, and a socket's directory must be writable"
+	}
+	return ""
 }
 
 // openMetrics returns what serves the metrics until its context ends. A default
@@ -264,7 +282,7 @@ func (m *master) openMetrics() (serve func(context.Context), err error) {
 	ln, err := metrics.Listen(at.Network, at.Address)
 	if err != nil {
 		if m.cfg.explicit("metrics") {
-			return nil, fmt.Errorf("--metrics: %w (from %s)", err, m.cfg.origin("metrics"))
+			return nil, fmt.Errorf("--metrics: %w%s (from %s)", err, bindAdvice(err), m.cfg.origin("metrics"))
 		}
 		m.log.Warn().Str("event", "metrics.unavailable").Str("address", at.Address).Err(err).
 			Msg("going on without metrics; --metrics names another address")

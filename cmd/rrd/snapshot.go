@@ -45,14 +45,12 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	return s, nil
 }
 
-// counts names an array's elements, leaving out the zeroes: the families know
-// which must be there.
+// counts names an array's elements. The zeroes are there too, for who reads
+// /status.json.
 func counts[R ~uint8](values []uint64, name func(R) string) metrics.Counts {
 	c := make(metrics.Counts, len(values))
 	for i, n := range values {
-		if n > 0 {
-			c[name(R(i))] += n
-		}
+		c[name(R(i))] += n
 	}
 	return c
 }
