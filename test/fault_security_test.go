@@ -427,14 +427,19 @@ func metricsAbuse(t *testing.T, f form) {
 	if len(r.Failed()) > 0 {
 		t.Error(r)
 	}
-	// Far above what is to be seen: the abusers are on the same two cores.
-	if r.Percentile(0.99) > 3*calm.Percentile(0.99)+250*time.Millisecond {
-		t.Errorf("connections wait: %v, without abuse %v", r, calm)
+	// The clients' own times are those of a machine whose loopback is flooded; rrd's are
+	// what abuse of it could change.
+	m.Idle() // those who were abused may still wait in the kernel
+	_, samples := m.Metrics()
+	slow := samples["rrd_dispatch_duration_seconds_count"] - samples[`rrd_dispatch_duration_seconds_bucket{le="0.25"}`]
+	if all := samples["rrd_dispatch_duration_seconds_count"]; slow > all/100 || all == 0 {
+		t.Errorf("%v of %v connections were with the master for more than 250 ms", slow, all)
 	}
 	if during > before+8<<20 {
 		t.Errorf("the master has grown from %d to %d kB", before>>10, during>>10)
 	}
-	if most > len(open)+64 {
+	// 40, and connections that are being dispatched just then.
+	if most > len(open)+128 {
 		t.Errorf("they cost the master %d descriptors", most-len(open))
 	}
 	accounts(t, m, calm, r)
@@ -481,37 +486,45 @@ func sharedDeath(t *testing.T, f form) {
 	for name, o := range map[string]harness.Options{
 		"none":      {Args: []string{"--policy", "none"}},
 		"reuseport": {Args: []string{"--policy", "reuseport"}},
-		"none, listen-fds": {Args: []string{"--policy", "none", "--worker-protocol", "listen-fds", "--ready-after", "300ms"}, Command: []string{
-			"python3", "-c", strings.Replace(listenFDsProgram, "body = ", "__import__('time').sleep(0.04); body = ", 1),
+		"none, listen-fds": {Args: []string{"--policy", "none", "--worker-protocol", "listen-fds", "--ready-after", "off", "--worker-output", "json"}, Command: []string{
+			"python3", "-c", strings.NewReplacer(
+				"body = ", "__import__('time').sleep(0.04); body = ",
+				"server.serve_forever()", `socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1))
+server.serve_forever()`,
+			).Replace(listenFDsProgram),
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			const rate, busy = 150, 40 // each connection takes so many ms: 6 are open at a time
+			const busy = 40 // each connection takes so many ms: 6 are open at a time
+			rate := 150.0
 			o.Args = append(append(o.Args, "--workers", "4"), quick...)
 			m := harness.Start(t, o)
-			start := time.Now()
 			cfg := load.Config{Rate: rate, Duration: 24 * time.Hour, URI: func(int) string { return fmt.Sprintf("/sleep?ms=%d", busy) }}
 			if o.Command != nil {
 				cfg.Judge = load.AnyOK
+				cfg.Rate = 30 // Python's start alone takes much of the machine
 			}
 			finish := underWith(t, m, cfg)
-			var killed []time.Duration
+			var from, to []time.Time // of each death
 			for i := range kills {
 				span(150 * time.Millisecond)
-				mark := m.Mark()
-				m.Kill(m.PID(i%4), syscall.SIGKILL)
-				killed = append(killed, time.Since(start))
+				mark, pid := m.Mark(), m.PID(i%4)
+				from = append(from, time.Now())
+				m.Kill(pid, syscall.SIGKILL)
+				m.WaitFrom(mark, 1, harness.OfSlot("worker.exit", i%4))
+				to = append(to, time.Now())
 				m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", i%4))
 			}
 			r := finish()
 			for _, bad := range r.Failed() {
-				// It was open when somebody was killed, and it was cut then.
-				cut := slices.ContainsFunc(killed, func(k time.Duration) bool {
-					return bad.Started < k+20*time.Millisecond && k < bad.Ended+20*time.Millisecond
-				})
+				// It was open when somebody died, and it was cut then.
+				cut := false
+				for i := range from {
+					cut = cut || r.Began.Add(bad.Started).Before(to[i]) && r.Began.Add(bad.Ended).After(from[i])
+				}
 				if !cut || bad.Outcome != load.Empty && bad.Outcome != load.Reset {
-					t.Errorf("connection %d, %v to %v: %v, %v; killed at %v", bad.Seq, bad.Started, bad.Ended, bad.Outcome, bad.Err, killed)
+					t.Errorf("connection %d, %v to %v: %v, %v; nobody died then", bad.Seq, bad.Started, bad.Ended, bad.Outcome, bad.Err)
 				}
 			}
 			f.note(t, "%s: %d of %d connections lost in %d deaths", name, len(r.Failed()), len(r.Results), kills)
