@@ -161,19 +161,21 @@ func TestF14EachViolation(t *testing.T) {
 		"short", "cut", "long", "17 frames", "empty", "no magic", "version 0", "unknown", "master's", "foreign", "foreign no",
 		"ready again", "drained", "pong", "closed", "replay", "ack after reject", "payload", "65 listens", "random",
 	} {
-		b := newBook(t)
-		m := b.workers(2, nil, "-slots", "1", "violate:"+kind)
-		b.arm()
-		pid := m.PID(1)
-		r := load.Run(t.Context(), load.Config{Address: m.Addr(), Clients: 2, Total: 12})
-		e := m.Wait(harness.Named("worker.broke"))
-		m.Wait(func(e harness.Event) bool {
-			return e.Name == "worker.exit" && e.Int("worker_pid") == pid && !e.Bool("requested")
+		t.Run(kind, func(t *testing.T) {
+			b := newBook(t)
+			m := b.workers(2, nil, "-slots", "1", "violate:"+kind)
+			b.arm()
+			pid := m.PID(1)
+			r := during(t, m, 100, func() {
+				t.Log(m.Wait(harness.Named("worker.broke")).Str("reason"))
+				m.Wait(func(e harness.Event) bool {
+					return e.Name == "worker.exit" && e.Int("worker_pid") == pid && !e.Bool("requested")
+				})
+				b.disarm()
+				m.AllReady()
+			})
+			b.spared(m, r)
 		})
-		b.disarm()
-		m.AllReady()
-		b.spared(m, r)
-		t.Logf("%s: %s", kind, e.Str("reason"))
 	}
 	b := newBook(t)
 	m := b.workers(2, nil, "-slots", "1", "serve:early")

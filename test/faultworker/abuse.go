@@ -64,6 +64,21 @@ var violations = map[string]func(f *handoff.Frame, chance *rand.Rand) [][]byte{
 		}
 		return append(all, repeat(1, handoff.Frame{Type: handoff.Ack, Seq: 1 << 62}))
 	},
+	// Much that is legal, and much of everything behind it.
+	"storm": func(_ *handoff.Frame, chance *rand.Rand) (all [][]byte) {
+		for i := range 256 {
+			var b []byte
+			for range handoff.MaxFrames {
+				fr := handoff.Frame{Type: handoff.Touched, Seq: chance.Uint64() >> chance.IntN(64)}
+				if i > 32 {
+					fr.Type = handoff.Type(chance.IntN(24)) // those before BYE
+				}
+				b = fr.Append(b)
+			}
+			all = append(all, b)
+		}
+		return all
+	},
 	"short": func(*handoff.Frame, *rand.Rand) [][]byte { return [][]byte{make([]byte, handoff.FrameSize-1)} },
 	"cut": func(*handoff.Frame, *rand.Rand) [][]byte {
 		return [][]byte{repeat(2, handoff.Frame{Type: handoff.Again})[:100]}
