@@ -49,11 +49,14 @@ func (c *config) check(w io.Writer, act *activation, budget func(*config) error)
 	return c.write(w)
 }
 
+// firstWorker replaces what may stand in a command, as for the first worker.
+var firstWorker = strings.NewReplacer("{slot}", "0", "{generation}", "1")
+
 func (c *config) checkDirectory() error {
 	if c.Chdir == "" {
 		return nil
 	}
-	info, err := os.Stat(c.Chdir)
+	info, err := os.Stat(firstWorker.Replace(c.Chdir))
 	if err == nil && !info.IsDir() {
 		err = syscall.ENOTDIR
 	}
@@ -69,10 +72,10 @@ func (c *config) checkCommand() error {
 	if c.builtIn() {
 		return nil
 	}
-	name := strings.NewReplacer("{slot}", "0", "{generation}", "1").Replace(c.Command[0])
+	name := firstWorker.Replace(c.Command[0])
 	if strings.Contains(name, "/") {
 		if !filepath.IsAbs(name) && c.Chdir != "" {
-			name = filepath.Join(c.Chdir, name)
+			name = filepath.Join(firstWorker.Replace(c.Chdir), name)
 		}
 		if _, err := exec.LookPath(name); err != nil {
 			var ee *exec.Error

@@ -49,6 +49,9 @@ func TestCheckMistakes(t *testing.T) {
 	file, script, stale := filepath.Join(dir, "file"), filepath.Join(dir, "run0"), filepath.Join(dir, "stale")
 	write(t, file, "", 0o600)
 	write(t, script, "#!/bin/sh\n", 0o700)
+	if err := os.Mkdir(filepath.Join(dir, "0.1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	ln, err := net.Listen("unix", stale)
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +92,7 @@ func TestCheckMistakes(t *testing.T) {
 		{words("-- " + dir), `cannot be run: `},
 		{words("-- there-is-no-such-program"), `command "there-is-no-such-program" cannot be run: there is no such program in PATH: name its path`},
 		{words("--chdir " + dir + " -- ./run{slot}"), ""},
+		{words("--chdir " + dir + "/{slot}.{generation} -- ../run{slot}"), ""},
 		{words("-- ./run{slot}"), `command "./run0" cannot be run: no such file or directory`},
 		{words("--env PATH=/nowhere:" + dir + " -- run0"), ""},
 		{words("--env PATH=/nowhere -- sh"), `command "sh" cannot be run`},

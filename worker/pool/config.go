@@ -86,7 +86,7 @@ type Config struct {
 	// A name without a slash is looked up in the worker's own PATH.
 	Argv []string
 	// Dir is the working directory, entered with the worker's rights; "" is the
-	// master's.
+	// master's. "{slot}" and "{generation}" are replaced in it too.
 	Dir string
 	// Env is the environment that workers inherit (default os.Environ()), less
 	// what belongs to rrd, systemd and Node. ExtraEnv is added to it, "{slot}"

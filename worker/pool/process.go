@@ -158,9 +158,10 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 		}
 	}()
 
+	x := expander(s.index, generation)
 	sp := &spec{
 		stdout: os.Stdout, stderr: os.Stderr,
-		dir: cfg.Dir, nofile: cfg.NoFile, nofileHard: p.noFileHard, credential: cfg.Credential, helper: cfg.HelperPath,
+		dir: x.Replace(cfg.Dir), nofile: cfg.NoFile, nofileHard: p.noFileHard, credential: cfg.Credential, helper: cfg.HelperPath,
 	}
 	var listeners []Inherited
 	if cfg.mayBeListenFDs() && cfg.Hooks.Listeners != nil {
@@ -199,7 +200,6 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 		}
 		childEnds = append(childEnds, sp.stdout, sp.stderr)
 	}
-	x := expander(s.index, generation)
 	for _, word := range cfg.Argv {
 		sp.argv = append(sp.argv, x.Replace(word))
 	}

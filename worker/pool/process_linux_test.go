@@ -41,10 +41,14 @@ func TestWorkerSeesExactly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lent.Close()
-	dir := t.TempDir()
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "0.1")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	e := runReal(t, Config{
 		Argv: self("report", "{slot}-{generation}", "x y"),
-		Dir:  dir,
+		Dir:  filepath.Join(parent, "{slot}.{generation}"),
 		Env: []string{"KEPT=1", "PATH=/bin", "RRD_POLICY=none", "RRD_CHANNEL_FD=9", "LISTEN_FDS=3", "LISTEN_PID=1",
 			"NOTIFY_SOCKET=/run/x", "WATCHDOG_USEC=1", "NODE_CHANNEL_FD=4", "NODE_CHANNEL_SERIALIZATION_MODE=json",
 			"NODE_UNIQUE_ID=1", "NODE_ENV=production", "TWICE=old"},
