@@ -65,6 +65,9 @@ type builtInAnswer struct {
 type builtIn struct {
 	answer      builtInAnswer // what is the same in every one
 	connections atomic.Uint64
+
+	mu     sync.Mutex
+	silent map[net.Conn]time.Time // since when: connections without a request so far
 }
 
 type connectionKey struct{}
@@ -75,7 +78,7 @@ func runBuiltIn(args []string, stderr io.Writer) int {
 	if !worker.Active() || serr != nil || gerr != nil || len(args) < 2 {
 		return fail(stderr, exitUsage, fmt.Errorf("%s: only rrd itself starts its built-in worker; leave the argument out", builtInArg))
 	}
-	b := &builtIn{answer: builtInAnswer{Worker: slot, PID: os.Getpid(), Generation: generation, Policy: args[0]}}
+	b := &builtIn{silent: make(map[net.Conn]time.Time), answer: builtInAnswer{Worker: slot, PID: os.Getpid(), Generation: generation, Policy: args[0]}}
 	if err := b.serve(args[1:]); err != nil {
 		return fail(stderr, exitFailure, err)
 	}
@@ -87,6 +90,7 @@ func (b *builtIn) serve(listeners []string) error {
 	srv := &http.Server{
 		Handler:           b,
 		ReadHeaderTimeout: 30 * time.Second,
+		ConnState:         b.note,
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, connectionKey{}, b.connections.Add(1))
 		},
@@ -109,14 +113,40 @@ func (b *builtIn) serve(listeners []string) error {
 		}
 		serving.Go(func() { errs <- srv.Serve(ln) })
 	}
-	go endKeepAlives(srv) // ends with the process
+	go b.endIdle(srv) // ends with the process
 	return <-errs
 }
 
-// endKeepAlives lets idle connections go when rrd wants this worker to finish.
-func endKeepAlives(srv *http.Server) {
+// silentLimit is how long a draining worker waits for the first request on a
+// connection; http.Server.Shutdown allows as much.
+const silentLimit = 5 * time.Second
+
+// endIdle lets idle connections go when rrd wants this worker to finish, and
+// those that never say anything.
+func (b *builtIn) endIdle(srv *http.Server) {
 	<-worker.Draining()
 	srv.SetKeepAlivesEnabled(false)
+	for now := range time.Tick(100 * time.Millisecond) {
+		b.mu.Lock()
+		for c, since := range b.silent {
+			if now.Sub(since) >= silentLimit {
+				_ = c.Close()
+				delete(b.silent, c)
+			}
+		}
+		b.mu.Unlock()
+	}
+}
+
+// note keeps silent.
+func (b *builtIn) note(c net.Conn, state http.ConnState) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if state == http.StateNew {
+		b.silent[c] = time.Now()
+	} else {
+		delete(b.silent, c)
+	}
 }
 
 // servePackets answers each datagram with the object that any path answers.

@@ -17,7 +17,7 @@ type backoff struct {
 // next notes the end of a run and returns the pause before the next start: none
 // after a healthy run, else min doubling to max. jitter is in [0, 1) and spreads
 // the pause by a tenth either way, so that slots that died together do not
-// come back together for ever; max is never exceeded.
+// come back together for ever; it stays within min and max.
 func (b *backoff) next(healthy bool, jitter float64) time.Duration {
 	if healthy {
 		b.failures = 0
@@ -33,5 +33,5 @@ func (b *backoff) next(healthy bool, jitter float64) time.Duration {
 	}
 	b.failures++
 	spread := time.Duration((jitter - 0.5) / 5 * float64(d))
-	return d + min(spread, b.max-d)
+	return min(max(d+spread, b.min), b.max)
 }

@@ -40,14 +40,14 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestBackoffJitter(t *testing.T) {
-	for jitter, want := range map[float64]time.Duration{0: 900, 0.25: 950, 0.5: 1000, 0.999999: 1100} {
-		b := backoff{min: 1000 * time.Millisecond, max: time.Minute}
+	for jitter, want := range map[float64]time.Duration{0: 1800, 0.25: 1900, 0.5: 2000, 0.999999: 2200} {
+		b := backoff{min: 1000 * time.Millisecond, max: time.Minute, failures: 1}
 		if d := b.next(false, jitter).Round(time.Millisecond); d != want*time.Millisecond {
 			t.Errorf("jitter %v: %v, want %vms", jitter, d, int(want))
 		}
 		b = backoff{min: time.Second, max: time.Second}
-		if d := b.next(false, jitter); d > time.Second {
-			t.Errorf("jitter %v: %v is over the maximum", jitter, d)
+		if d := b.next(false, jitter); d != time.Second {
+			t.Errorf("jitter %v: %v is not within the bounds", jitter, d)
 		}
 	}
 }
