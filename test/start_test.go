@@ -48,7 +48,7 @@ func TestNoWorkerEverReady(t *testing.T) {
 			m := harness.Run(t, harness.Options{
 				Args: []string{"--policy", "rr", "--workers", "4"}, Command: tt.command, ExitCode: 3,
 			})
-			if took := time.Since(start); took > soon {
+			if took := time.Since(start); took > 2*soon { // a start timeout is 30 s; eight of these run at once
 				t.Errorf("it took %v", took)
 			}
 			for _, word := range tt.says {
@@ -124,7 +124,12 @@ func TestBackoff(t *testing.T) {
 	})
 	m.Wait(harness.OfSlot("worker.exit", 1))
 	m.WaitReady() // one broken slot does not keep it back
-	serves(t, m, load.Config{Rate: 200, Total: 400})
+	r := run(t, m, load.Config{Rate: 200, Total: 400})
+	// What a dying process has begun with dies with it; nothing else does.
+	deaths := len(m.Events(harness.OfSlot("worker.exit", 1)))
+	if cut := r.Count(load.Empty) + r.Count(load.Reset); cut != len(r.Failed()) || cut > 2*deaths {
+		t.Errorf("%d deaths, and %v", deaths, r)
+	}
 	pauses := m.WaitFrom(0, 6, harness.OfSlot("worker.backoff", 1))
 	// Doubling from the minimum, with jitter, to the maximum.
 	want := []float64{0.1, 0.2, 0.4, 0.4, 0.4, 0.4}
