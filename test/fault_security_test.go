@@ -82,6 +82,10 @@ func strayDescriptors(t *testing.T, f form) {
 					return nil
 				})
 				if starts > 1 {
+					// One that dies before any was ready is not started again.
+					m.WaitFrom(0, 1, func(e harness.Event) bool {
+						return harness.Named("worker.ready")(e) && e.Int("worker_pid") == pid
+					})
 					m.Kill(pid, syscall.SIGKILL)
 				}
 			}
