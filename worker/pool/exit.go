@@ -196,11 +196,13 @@ func (p *Pool) cause(pr *proc, status exitStatus) Cause {
 	}
 }
 
-// outOfMemory says whether our cgroup has seen a kill since the last look. With
-// several KILLs at once it may name the wrong one; there is no better source.
+// outOfMemory says whether our cgroup has seen a kill that no exit has been put
+// down to. With KILLs of others at the same time it may name the wrong one; there
+// is no better source.
 func (p *Pool) outOfMemory() bool {
-	n := p.sys.oomKills()
-	more := n > p.oomSeen
-	p.oomSeen = n
-	return more
+	if p.sys.oomKills() <= p.oomSeen {
+		return false
+	}
+	p.oomSeen++
+	return true
 }
