@@ -91,7 +91,7 @@ func flagError(err error) error {
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()
 		if in := unknown.GetSpecifiedShortnames(); in != "" {
-			return fmt.Errorf("-%c: there is no such flag (in %q): see rrd --help", []rune(name)[0], "-"+in)
+			return fmt.Errorf("-%s: there is no such flag (in %q): see rrd --help", oneWord(string([]rune(name)[:1])), "-"+in)
 		}
 		return fmt.Errorf("--%s: there is no such flag%s: see rrd --help", oneWord(name), suggestion(name, flagNames(), "--"))
 	case errors.As(err, &missing):
