@@ -24,6 +24,7 @@ const (
 	dieRead                    // ack and read, then die before telling so
 	stall                      // answer nothing any more, not even a PING
 	violate                    // break the protocol, and wait for the end
+	hostile                    // say much nonsense, then violate
 	leave                      // close the channel and live on
 	orphan                     // die, and leave the channel to another process
 	bomb                       // send descriptors, then serve it
@@ -98,6 +99,7 @@ var modes = map[string]func(turn) decision{
 	"die-read":    once(dieRead),
 	"stall":       every(5, stall),
 	"violate":     every(3, violate),
+	"hostile":     every(3, hostile),
 	"leave":       every(5, leave),
 	"orphan":      every(2, orphan),
 	"bomb":        every(3, bomb),

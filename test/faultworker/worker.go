@@ -28,6 +28,7 @@ type worker struct {
 
 	armedFile string // without it nobody misbehaves; empty: always
 	kind      string // of violation; empty: any
+	asked     string // what its LISTEN says
 	gate      string
 	channel   int // the descriptor's number, which port owns
 
@@ -62,7 +63,8 @@ func newWorker(port *handoff.Port, slot string, decide func(turn) decision) *wor
 
 // converse goes on until the master ends this process or is gone.
 func (w *worker) converse(network, address string) error {
-	if err := w.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Payload: []byte(network + "\x00" + address)}); err != nil {
+	w.asked = network + "\x00" + address
+	if err := w.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Payload: []byte(w.asked)}); err != nil {
 		return err
 	}
 	var m handoff.Message
@@ -166,6 +168,8 @@ func (w *worker) handoff(f handoff.Frame, fd handoff.FD) error {
 		forever()
 	case violate:
 		w.violate(&f)
+	case hostile:
+		return w.hostile(&f)
 	case leave:
 		w.serving.Wait()
 		_ = w.port.Close()
