@@ -432,7 +432,7 @@ func workerFDLimit(t *testing.T, f form) {
 func allBusy(t *testing.T, f form) {
 	const n, workers = 300, 3
 	b, g := newBook(t), newGate(t)
-	m := b.workers(workers, []string{"--handoff-window", "1"}, "-gate", g.path, "reject")
+	m := b.workers(workers, []string{"--handoff-window", "1", "--busy-after", "off"}, "-gate", g.path, "reject")
 	finish := waiting(t, m, load.Config{Rate: 300, Total: n, Timeout: 2 * time.Minute})
 	m.WaitStatus("all to wait", func(s *harness.Status) bool { return s.Accepted() == n })
 	span := time.Duration(f.of(2, 30)) * time.Second
@@ -448,5 +448,5 @@ func allBusy(t *testing.T, f form) {
 	g.open()
 	r := finish()
 	b.spared(m, r)
-	inOrder(t, r)
+	inOrder(t, r, 0)
 }

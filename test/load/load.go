@@ -193,6 +193,7 @@ func (r *run) converse(i int, res *Result) (Outcome, error) {
 	if err != nil {
 		return classifyDial(err), err
 	}
+	res.Connected = time.Since(r.start)
 	defer c.Close()
 	res.Local = c.LocalAddr().String()
 	if err := c.SetDeadline(time.Now().Add(r.cfg.Timeout)); err != nil {

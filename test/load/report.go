@@ -45,7 +45,8 @@ type Result struct {
 	Remote     string
 
 	Scheduled time.Duration // when it was to start; in a closed loop it is Started
-	Started   time.Duration
+	Started   time.Duration // connect was called then,
+	Connected time.Duration // and had succeeded by then; 0: it had not
 	Answered  time.Duration // the answer was complete
 	Ended     time.Duration // the stream ended
 }
