@@ -21,6 +21,8 @@ type acker struct {
 	reading bool
 }
 
+func (a *acker) Traits() handoff.Traits { return handoff.Traits{} }
+
 func (a *acker) Num() int { return a.event }
 
 func (a *acker) Add(seq uint64, _, _ uint32, _ handoff.FD) bool {

@@ -126,7 +126,7 @@ type Worker struct {
 	// Slot labels its counts.
 	Slot int
 	// Channel is the master's end. Add takes ownership.
-	Channel Channel
+	Channel handoff.Channel
 	// Rights are the worker's, for sockets that it asks for; nil: the master's.
 	Rights *Rights
 }
@@ -135,19 +135,6 @@ type Worker struct {
 type Rights struct {
 	UID, GID int
 	Groups   []int
-}
-
-// Channel is the conversation with one worker as the loop needs it;
-// *handoff.Conn is the native one, whose documentation holds for all.
-type Channel interface {
-	Num() int
-	Add(seq uint64, listener, deaths uint32, d handoff.FD) (full bool)
-	Flush() error
-	Send(f *handoff.Frame, share handoff.FD) error
-	Receive() error
-	Next(f *handoff.Frame) (bool, error)
-	Recall(each func(*handoff.Frame)) error
-	Close() error
 }
 
 // ListenerConfig describes one listener of --listen.

@@ -28,7 +28,7 @@ func TestFlushFailsAndAllGoBackInOrder(t *testing.T) {
 			s := newStepped(t, Config{Configured: true, Window: 20})
 			ln := s.listen("web")
 			var f *faulty
-			a := s.peerOver(func(c *handoff.Conn) Channel { f = &faulty{Conn: c}; return f }).ready(ln)
+			a := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f }).ready(ln)
 			f.fails = tt.err
 			s.connect(ln, 40)
 			s.step() // a channel that is full and can be written to is only a fake's
@@ -64,7 +64,7 @@ func TestAFullChannelGoesOnWhenItCanBeWrittenTo(t *testing.T) {
 	s := newStepped(t, Config{Configured: true})
 	ln := s.listen("web")
 	var f *faulty
-	p := s.peerOver(func(c *handoff.Conn) Channel { f = &faulty{Conn: c}; return f }).ready(ln)
+	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f }).ready(ln)
 	f.fails = unix.EAGAIN
 	s.connect(ln, 2)
 	s.step()
@@ -85,7 +85,7 @@ func TestTooManyDescriptorsUnderWay(t *testing.T) {
 		s := newStepped(t, Config{Configured: true, Window: window})
 		ln := s.listen("web")
 		var f *faulty
-		p := s.peerOver(func(c *handoff.Conn) Channel { f = &faulty{Conn: c}; return f }).ready(ln)
+		p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f }).ready(ln)
 		s.connect(ln, 1)
 		s.settle()
 		p.mustGet(1)
@@ -120,7 +120,7 @@ func TestTooManyDescriptorsUnderWayForAFrame(t *testing.T) {
 	s := newStepped(t, Config{Configured: true, Policy: SchedNone})
 	s.listen("web")
 	var f *faulty
-	p := s.peerOver(func(c *handoff.Conn) Channel { f = &faulty{Conn: c}; return f })
+	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f })
 	f.fails = unix.ETOOMANYREFS
 	for i := range 2 {
 		p.say(handoff.Frame{Type: handoff.Listen, Seq: uint64(i), Payload: []byte("tcp\x00web")})

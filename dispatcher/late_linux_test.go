@@ -126,7 +126,7 @@ func TestAnswersAreReadBeforeAnybodyIsJudged(t *testing.T) {
 func TestATalkativeWorkerIsStillLate(t *testing.T) {
 	s := newStepped(t, lateConfig())
 	ln := s.listen("web")
-	p := s.peerOver(func(c *handoff.Conn) Channel { return &babbler{Conn: c} }).ready(ln)
+	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { return &babbler{Conn: c} }).ready(ln)
 	b := p.k.ch.(*babbler)
 	s.connect(ln, 1)
 	s.settle()

@@ -18,7 +18,7 @@ type link struct {
 	slot     int
 	idx      workerIdx
 	token    uint64
-	ch       Channel
+	ch       handoff.Channel
 	part     partSender // nil: the channel takes a message whole or not at all
 	state    handoff.State
 	rights   *Rights

@@ -167,7 +167,7 @@ func TestCloseForgetsWhatCouldNotBeSent(t *testing.T) {
 	s := newStepped(t, Config{Policy: SchedNone, Configured: true})
 	s.listen("web")
 	var f *faulty
-	p := s.peerOver(func(c *handoff.Conn) Channel { f = &faulty{Conn: c}; return f })
+	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f })
 	f.fails = unix.EAGAIN
 	p.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Payload: []byte("tcp\x00web")})
 	s.step()

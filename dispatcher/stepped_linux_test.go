@@ -266,10 +266,10 @@ type handed struct {
 // peer adds a worker that has said nothing.
 func (s *stepped) peer() *peer {
 	s.Helper()
-	return s.peerOver(func(c *handoff.Conn) Channel { return c })
+	return s.peerOver(func(c *handoff.Conn) handoff.Channel { return c })
 }
 
-func (s *stepped) peerOver(channel func(*handoff.Conn) Channel) *peer {
+func (s *stepped) peerOver(channel func(*handoff.Conn) handoff.Channel) *peer {
 	s.Helper()
 	master, port, raw := newChannel(s.TB)
 	s.peers++

@@ -54,6 +54,9 @@ func newConn(fd, peer FD, stream bool) *Conn {
 	return &Conn{fd: fd, peer: peer, stream: stream, rights: newRights()}
 }
 
+// Traits are those of rrd's own protocol.
+func (c *Conn) Traits() Traits { return Traits{} }
+
 // Num lends the number of the descriptor, for a poller.
 func (c *Conn) Num() int { return c.fd.Num() }
 

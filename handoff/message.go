@@ -32,7 +32,7 @@ const (
 	Ack     Type = 17 // Seq: this worker serves it; before its first byte is read or written
 	Reject  Type = 18 // Seq, Arg Reason: not me; no byte was read or written
 	Again   Type = 19 // Listener: after a reject, can take again
-	Listen  Type = 20 // Seq of the worker's own, Arg backlog; payload network NUL address
+	Listen  Type = 20 // Seq of the worker's own, Arg backlog, Listener ordinal, Flags; payload network NUL address
 	Leave   Type = 21 // Listener: this program closed its listener
 	Drained Type = 22 // after Drain: no connection is open any more
 	Pong    Type = 23 // Seq as in Ping
@@ -96,6 +96,15 @@ const (
 	ListeningShared uint16 = 1
 	// ListeningPacket says that the descriptor is a datagram socket.
 	ListeningPacket uint16 = 2
+	// ListenExact asks for just that address, also where the master has only one
+	// listener to offer.
+	ListenExact uint16 = 1
+	// ListenReadable and ListenWritable ask for a socket file that everyone may
+	// read, or write.
+	ListenReadable uint16 = 2
+	ListenWritable uint16 = 4
+	// ListenReuse asks for SO_REUSEADDR on a datagram socket.
+	ListenReuse uint16 = 8
 )
 
 // Frame is one decoded frame. What a field means depends on Type.
@@ -108,6 +117,10 @@ type Frame struct {
 	// Payload follows a Hello, Listen or Listening frame, which is then alone in
 	// its message. After Decode it points into the message.
 	Payload []byte
+	// Data goes with Listen and Listening: what the first who asks for a listener
+	// leaves with it, and everyone who asks gets. It is a secret of the workers.
+	// rrd's own protocol does not carry it.
+	Data []byte
 }
 
 // Why a message is refused.
@@ -162,7 +175,7 @@ func Decode(f *Frame, b []byte, first bool) (rest []byte, err error) {
 	f.Seq = le.Uint64(b[8:])
 	f.Listener = le.Uint32(b[16:])
 	f.Arg = le.Uint32(b[20:])
-	f.Payload = nil
+	f.Payload, f.Data = nil, nil
 	rest = b[FrameSize:]
 	n := le.Uint32(b[24:])
 	if n == 0 {

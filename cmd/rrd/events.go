@@ -175,7 +175,7 @@ func (m *master) closeLent(slot int) {
 	}
 }
 
-func (m *master) workerStarted(w pool.Worker, ch *handoff.Conn) {
+func (m *master) workerStarted(w pool.Worker, ch handoff.Channel) {
 	m.closeLent(w.Slot)
 	m.log.Info().Str("event", "worker.start").Int("worker", w.Slot).Int("worker_pid", w.PID).
 		Int("generation", w.Generation).Uint64("worker_id", w.ID).Msg("worker started")

@@ -97,6 +97,9 @@ type Config struct {
 	// HelperPath is a program whose main calls ExecHelper when its first
 	// argument is ExecHelperArg. Default: this program.
 	HelperPath string
+	// Pair makes the channel of a slot's worker: the master's end, and the
+	// worker's, which the pool closes once it is inherited. Default: handoff.Pair.
+	Pair       func(slot int) (handoff.Channel, *os.File, error)
 	StopSignal syscall.Signal // SIGTERM; for workers that are not native
 	Protocol   Protocol       // ProtocolAuto
 	// SharesListeners says that workers accept for themselves (policies none and
@@ -135,7 +138,7 @@ type Hooks struct {
 
 	// Started gives the master's end of the channel away: whoever is called
 	// owns it. It is nil for ProtocolListenFDs. Without this hook the pool closes it.
-	Started func(w Worker, c *handoff.Conn)
+	Started func(w Worker, c handoff.Channel)
 	// Ready: the worker may be given work.
 	Ready func(w Worker)
 	// Silent: a worker that has to speak on its channel has not, for SilentAfter.
@@ -183,6 +186,9 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("find own program: %w", err)
 		}
 	}
+	if c.Pair == nil {
+		c.Pair = nativePair
+	}
 	orDefault(&c.StopSignal, syscall.SIGTERM)
 	orDefault(&c.Protocol, ProtocolAuto)
 	orDefault(&c.Restart, RestartAlways)
@@ -215,6 +221,14 @@ func (c *Config) check() error {
 		return err
 	}
 	return c.Output.check()
+}
+
+func nativePair(int) (handoff.Channel, *os.File, error) {
+	master, child, err := handoff.Pair()
+	if err != nil {
+		return nil, nil, err // not a nil *Conn in an interface
+	}
+	return master, child, nil
 }
 
 func orDefault[T comparable](field *T, value T) {

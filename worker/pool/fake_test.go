@@ -148,7 +148,7 @@ func newWorld(t *testing.T, c Config) *world {
 	c.HelperPath = "helper"
 	c.NoFile = 64
 	h := c.Hooks
-	c.Hooks.Started = func(k Worker, ch *handoff.Conn) {
+	c.Hooks.Started = func(k Worker, ch handoff.Channel) {
 		w.logf("slot %d started id %d pid %d", k.Slot, k.ID, k.PID)
 		if h.Started != nil {
 			h.Started(k, ch)
@@ -178,7 +178,7 @@ func newWorld(t *testing.T, c Config) *world {
 	w.Pool = p
 	p.sys = system{
 		launch: w.launch,
-		pair:   func() (*handoff.Conn, *os.File, error) { return nil, nil, nil },
+		pair:   func(int) (handoff.Channel, *os.File, error) { return nil, nil, nil },
 		listenNotify: func() (notifySource, error) {
 			if w.notify == nil {
 				return nil, nil

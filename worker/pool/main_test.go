@@ -247,7 +247,7 @@ func runReal(t *testing.T, c Config) *events {
 	if c.Output.Mode == "" {
 		c.Output = Output{Mode: OutputJSON, Record: func(l Line) { e.lineC <- l }}
 	}
-	c.Hooks.Started = func(w Worker, ch *handoff.Conn) {
+	c.Hooks.Started = func(w Worker, ch handoff.Channel) {
 		if ch != nil {
 			t.Cleanup(func() { ch.Close() })
 		}

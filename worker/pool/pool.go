@@ -83,7 +83,7 @@ const (
 type system struct {
 	launch       func(context.Context, *spec) (process, error)
 	watch        func(pid int) watched
-	pair         func() (*handoff.Conn, *os.File, error)
+	pair         func(slot int) (handoff.Channel, *os.File, error)
 	listenNotify func() (notifySource, error)
 	jitter       func() float64 // in [0, 1)
 	oomKills     func() uint64  // out-of-memory kills in our cgroup so far
@@ -116,7 +116,7 @@ func New(c Config) (*Pool, error) {
 	p.sys = system{
 		launch:       p.launch,
 		watch:        watch,
-		pair:         handoff.Pair,
+		pair:         c.Pair,
 		listenNotify: listenNotify,
 		jitter:       rand.Float64,
 		oomKills:     oomKills,

@@ -125,9 +125,9 @@ func (p *Pool) notified(pr *proc) {
 // born is a process just made, with the master's ends of what it was given.
 type born struct {
 	pr      *proc
-	channel *handoff.Conn // or nil; passes to the Started hook
-	notify  notifySource  // or nil
-	output  *capture      // or nil
+	channel handoff.Channel // or nil; passes to the Started hook
+	notify  notifySource    // or nil
+	output  *capture        // or nil
 }
 
 // spawn makes one process. The child's ends of everything are closed when it
@@ -176,7 +176,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 	channelFD := -1
 	if cfg.hasChannel() {
 		var child *os.File
-		if b.channel, child, err = p.sys.pair(); err != nil {
+		if b.channel, child, err = p.sys.pair(s.index); err != nil {
 			return nil, err
 		}
 		if child != nil { // a fake has none

@@ -130,7 +130,7 @@ func (p *Pool) plan(s *slot, d time.Duration, why StartReason) {
 }
 
 // started: the command of s runs. c is the master's end of its channel.
-func (p *Pool) started(s *slot, pr *proc, c *handoff.Conn) {
+func (p *Pool) started(s *slot, pr *proc, c handoff.Channel) {
 	s.spawning = false
 	p.spawning--
 	s.cur = pr
