@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rrd/handoff/internal/unixmsg"
 )
 
 // Conn is the master's end of a channel. It never blocks. It is not safe for
@@ -22,7 +24,7 @@ type Conn struct {
 	// The batch.
 	frames int
 	out    [MaxFrames * FrameSize]byte
-	rights rights
+	rights unixmsg.Rights
 
 	// The message being read.
 	in    [MaxMessage]byte
@@ -33,8 +35,7 @@ type Conn struct {
 
 	unsent []byte // stream: the rest of a message that left in part
 
-	creds  []byte // control buffer for the sender's credentials; nil: not wanted
-	reader int
+	sender unixmsg.Sender
 }
 
 // What ends a conversation, besides the errors of Decode. All mean that this
@@ -51,7 +52,7 @@ var (
 
 // newConn takes ownership of both descriptors; peer may be empty.
 func newConn(fd, peer FD, stream bool) *Conn {
-	return &Conn{fd: fd, peer: peer, stream: stream, rights: newRights()}
+	return &Conn{fd: fd, peer: peer, stream: stream, rights: unixmsg.NewRights(MaxFrames)}
 }
 
 // Traits are those of rrd's own protocol.
@@ -76,7 +77,7 @@ func (c *Conn) Close() error {
 func (c *Conn) Add(seq uint64, listener, deaths uint32, d FD) (full bool) {
 	f := Frame{Type: Handoff, Seq: seq, Listener: listener, Arg: deaths}
 	f.Put(c.out[c.frames*FrameSize:])
-	c.rights.put(c.frames, d.Num())
+	c.rights.Put(c.frames, d.Num())
 	c.frames++
 	return c.frames == MaxFrames
 }
@@ -94,7 +95,7 @@ func (c *Conn) Flush() error {
 		return c.writeRest()
 	}
 	c.frames = 0
-	return c.write(c.out[:n*FrameSize], c.rights.set(n))
+	return c.write(c.out[:n*FrameSize], c.rights.Set(n))
 }
 
 // Send sends one frame that is not a handoff, with its payload. share, if valid,
@@ -111,9 +112,9 @@ func (c *Conn) Send(f *Frame, share FD) error {
 	if !share.Valid() {
 		return c.write(b, nil)
 	}
-	r := newRights()
-	r.put(0, share.Num())
-	return c.write(b, r.set(1))
+	r := unixmsg.NewRights(1)
+	r.Put(0, share.Num())
+	return c.write(b, r.Set(1))
 }
 
 // Unsent reports whether the end of a message that Flush or Send has taken is
@@ -158,14 +159,12 @@ func (c *Conn) Receive() error {
 	if c.stream {
 		return c.receiveStream()
 	}
-	n, oobn, flags, errno := recvmsg(c.fd.Num(), c.in[:], c.creds)
+	n, oobn, flags, errno := recvmsg(c.fd.Num(), c.in[:], c.sender.Buf())
 	if errno != 0 {
 		return errno
 	}
 	c.next, c.end, c.first = 0, n, true
-	if c.creds != nil {
-		c.noteSender(c.creds[:oobn])
-	}
+	c.sender.Note(oobn)
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
 		c.end = 0

@@ -3,6 +3,8 @@ package handoff
 import (
 	"os"
 	"testing"
+
+	"rrd/handoff/internal/unixmsg"
 )
 
 func TestSenderIsNotedUntilIgnored(t *testing.T) {
@@ -31,7 +33,7 @@ func TestSenderIsNotedUntilIgnored(t *testing.T) {
 	if err := c.IgnoreSender(); err != nil {
 		t.Fatal(err)
 	}
-	c.reader = 0
+	c.sender = unixmsg.Sender{}
 	if _, err := child.Write(f.Append(nil)); err != nil {
 		t.Fatal(err)
 	}

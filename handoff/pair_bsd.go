@@ -5,9 +5,10 @@ package handoff
 import (
 	"fmt"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rrd/handoff/internal/unixmsg"
 )
 
 const pollEnd = 0 // POLLHUP is always reported
@@ -17,15 +18,9 @@ const pollEnd = 0 // POLLHUP is always reported
 // recalled here. child is to be inherited by the worker and closed by the caller
 // once it was spawned.
 func Pair() (master *Conn, child *os.File, err error) {
-	syscall.ForkLock.RLock()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	if err == nil {
-		unix.CloseOnExec(fds[0])
-		unix.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
+	fds, err := unixmsg.Socketpair(unix.SOCK_STREAM)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make channel: %w", os.NewSyscallError("socketpair", err))
+		return nil, nil, fmt.Errorf("make channel: %w", err)
 	}
 	c := newConn(Own(fds[0]), FD{}, true)
 	child = os.NewFile(uintptr(fds[1]), "rrd-channel")

@@ -12,30 +12,6 @@ import (
 // for one is room for two); takeRights closes every surplus.
 var rightsSpace = unix.CmsgSpace(MaxFrames * 4)
 
-// rights is a control buffer, prepared once and filled with numbers before each
-// send.
-type rights struct {
-	buf []byte
-}
-
-func newRights() rights {
-	return rights{buf: make([]byte, rightsSpace)}
-}
-
-// set makes the control data for the first n of the numbers that were put.
-func (r *rights) set(n int) []byte {
-	h := (*unix.Cmsghdr)(unsafe.Pointer(unsafe.SliceData(r.buf)))
-	h.Level = unix.SOL_SOCKET
-	h.Type = unix.SCM_RIGHTS
-	h.SetLen(unix.CmsgLen(n * 4))
-	return r.buf[:unix.CmsgSpace(n*4)]
-}
-
-// put writes the k-th number.
-func (r *rights) put(k, fd int) {
-	binary.NativeEndian.PutUint32(r.buf[unix.CmsgLen(0)+4*k:], uint32(fd))
-}
-
 // takeRights moves the descriptors in the control data into fds, in order, and
 // closes what does not fit. It returns how many it stored. The walk is bounded
 // by the data that came, not by lengths in it: darwin keeps the untruncated

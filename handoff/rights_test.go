@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rrd/handoff/internal/unixmsg"
 	"rrd/test/leakcheck"
 )
 
@@ -25,12 +26,12 @@ func control(level, typ int32, files []FD) []byte {
 func TestRightsRoundTrip(t *testing.T) {
 	leakcheck.Check(t)
 	for n := range MaxFrames + 1 {
-		r := newRights()
+		r := unixmsg.NewRights(MaxFrames)
 		for k := range n {
-			r.put(k, 1000+k)
+			r.Put(k, 1000+k)
 		}
 		var fds [MaxFrames]FD
-		if got := takeRights(r.set(n), &fds); got != n {
+		if got := takeRights(r.Set(n), &fds); got != n {
 			t.Errorf("%d put, %d taken", n, got)
 		}
 		for k := range n {

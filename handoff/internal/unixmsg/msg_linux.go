@@ -1,6 +1,7 @@
-package handoff
+package unixmsg
 
 import (
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -13,7 +14,8 @@ import (
 
 const recvFlags = unix.MSG_DONTWAIT | unix.MSG_CMSG_CLOEXEC
 
-func sendmsg(fd int, p, oob []byte) (int, syscall.Errno) {
+// Send is one sendmsg(2): it returns how many bytes of p were taken.
+func Send(fd int, p, oob []byte) (int, syscall.Errno) {
 	var iov unix.Iovec
 	iov.Base = unsafe.SliceData(p)
 	iov.SetLen(len(p))
@@ -29,7 +31,8 @@ func sendmsg(fd int, p, oob []byte) (int, syscall.Errno) {
 	return int(n), errno
 }
 
-func recvmsg(fd int, p, oob []byte) (n, oobn, flags int, errno syscall.Errno) {
+// Recv is one recvmsg(2) into p and oob.
+func Recv(fd int, p, oob []byte) (n, oobn, flags int, errno syscall.Errno) {
 	var iov unix.Iovec
 	iov.Base = unsafe.SliceData(p)
 	iov.SetLen(len(p))
@@ -44,7 +47,14 @@ func recvmsg(fd int, p, oob []byte) (n, oobn, flags int, errno syscall.Errno) {
 	return int(r), int(h.Controllen), int(h.Flags), errno
 }
 
-func closeFD(fd int) syscall.Errno {
+// Close is one close(2).
+func Close(fd int) syscall.Errno {
 	_, _, errno := syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	return errno
+}
+
+// Socketpair makes a pair of unix sockets of that kind, both close-on-exec.
+func Socketpair(kind int) ([2]int, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	return fds, os.NewSyscallError("socketpair", err)
 }
