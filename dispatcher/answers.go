@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"io"
 	"slices"
+	"time"
 
 	"rrd/handoff"
 )
@@ -18,8 +19,11 @@ func (l *loop) answers(k *link, writable bool) {
 	}
 	for range messagesPerTurn {
 		if !l.readMessage(k) {
-			return
+			break
 		}
+	}
+	if k.full && k.hold != nil && !k.gone && !k.held() {
+		l.writable(k)
 	}
 }
 
@@ -31,7 +35,9 @@ func (l *loop) readMessage(k *link) bool {
 		if isAgain(err) {
 			return false
 		}
-		if err == io.EOF { //nolint:errorlint // Receive returns it bare
+		if err == io.EOF && k.traits.HangsUp { //nolint:errorlint // Receive returns it bare
+			l.hungUp(k)
+		} else if err == io.EOF { //nolint:errorlint // as above
 			l.broke(k, "channel closed")
 		} else {
 			l.broke(k, err.Error())
@@ -52,6 +58,9 @@ func (l *loop) readMessage(k *link) bool {
 	k.alive, k.heard = true, l.now
 	if k.late {
 		l.recover(k)
+	}
+	if k.part != nil && !k.full && !k.gone && k.part.Unsent() {
+		l.setFull(k, true) // the channel's own answers
 	}
 	return !k.gone
 }
@@ -117,6 +126,12 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 			l.limit(k)
 		}
 	case handoff.Bye:
+		if k.traits.HangsUp {
+			k.state = handoff.Draining
+			l.review(k)
+			l.tell(k, l.cfg.Hooks.Leaves)
+			return
+		}
 		k.state = handoff.Over
 		l.part(k, "BYE: it has left its channel")
 	case handoff.Pong:
@@ -127,6 +142,16 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		l.health(k, f.Arg != 0)
 	default: // Legal has refused what the master says itself
 	}
+}
+
+// hungUp: the worker has ended the conversation and is ending itself. What it
+// has not answered is judged when it has.
+func (l *loop) hungUp(k *link) {
+	if k.gone {
+		return
+	}
+	l.silence(k)
+	l.tell(k, l.cfg.Hooks.HungUp)
 }
 
 func (l *loop) tell(k *link, hook func(uint64)) {
@@ -153,6 +178,9 @@ func (l *loop) acked(k *link, c connID) {
 		l.closeConn(s)
 	}
 	l.refsUntil = 0
+	if k.pause > 0 {
+		l.unhold(k)
+	}
 	if l.cfg.MaxActive > 0 {
 		l.limit(k)
 	}
@@ -167,12 +195,43 @@ func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 	id := l.table.conns[c].listener
 	l.unfly(c)
 	l.table.reject(c)
-	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k && p.id == id })
+	if k.traits.NoAgain {
+		l.pauseAfterReject(k, id)
+	} else {
+		l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k && p.id == id })
+	}
 	l.stats.Redispatches[RedispatchRejected]++
 	if why == handoff.ReasonClosed {
 		l.table.leave(k.idx, id)
 	}
 	l.refsUntil = 0
+}
+
+// Pauses of a worker that says no AGAIN: doubling while it only rejects, so that
+// those which are all at their limit are asked some dozen times a second and not
+// some ten thousand, as Node's own primary does.
+const (
+	rejectPause    = int64(5 * time.Millisecond)
+	rejectPauseMax = int64(40 * time.Millisecond)
+)
+
+// pauseAfterReject leaves k alone for a moment, and then tries it with one
+// connection at a time, until it takes one.
+func (l *loop) pauseAfterReject(k *link, id listenerID) {
+	if slices.ContainsFunc(l.agains, func(p pendingAgain) bool { return p.k == k && p.id == id }) {
+		return // it was sent several before its first answer
+	}
+	if k.pause == 0 {
+		l.table.setWindow(k.idx, 1)
+	}
+	k.pause = min(max(2*k.pause, rejectPause), rejectPauseMax)
+	l.agains = append(l.agains, pendingAgain{k: k, id: id, at: l.now + k.pause})
+}
+
+// unhold: it has taken a connection again.
+func (l *loop) unhold(k *link) {
+	k.pause = 0
+	l.table.setWindow(k.idx, l.cfg.Window)
 }
 
 type pendingAgain struct {
@@ -218,7 +277,9 @@ func (l *loop) dueAgains() {
 		case p.at > l.now:
 			kept = append(kept, p)
 		default:
-			p.k.againAt[p.id] = l.now
+			if int(p.id) < len(p.k.againAt) {
+				p.k.againAt[p.id] = l.now
+			}
 			if l.table.serves(p.k.idx, p.id) {
 				l.table.serve(p.k.idx, p.id)
 			}

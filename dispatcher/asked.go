@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -15,7 +18,8 @@ import (
 
 // Listeners that workers ask for. With --listen a worker gets one of those.
 // Without, the first asker of an address has it bound, later ones join, and an
-// error reaches every asker, whereupon the next may try again.
+// error reaches every asker, whereupon the next may try again. A worker that asks
+// for port 0 several times numbers these requests, and gets as many ports.
 
 // askedListener is an address that workers asked for.
 //
@@ -28,6 +32,8 @@ type askedListener struct {
 	ln      *listener // nil: binding
 	waiting []asker
 	backlog int
+	mode    os.FileMode // added to that of a socket file
+	reuse   bool        // SO_REUSEADDR on a datagram socket
 	closing bool
 	// users has the slots that use it: by which worker, or 0 while the slot waits
 	// for a successor, which may want it again.
@@ -35,8 +41,40 @@ type askedListener struct {
 }
 
 type asker struct {
-	k   *link
-	seq uint64
+	k *link
+	r *request
+}
+
+// request is a LISTEN.
+type request struct {
+	seq              uint64
+	network, address string
+	ordinal          uint32 // which of this worker's equal requests for port 0
+	backlog          int
+	flags            uint16
+	data             []byte // for all workers of the listener, from the first that has some
+}
+
+func (r *request) exact() bool { return r.flags&handoff.ListenExact != 0 }
+
+// key names the listener. Only port 0 can be had several times.
+func (r *request) key() string {
+	key := addressKey(r.network, r.address)
+	if r.ordinal > 0 && strings.HasSuffix(key, ":0") {
+		key += "#" + strconv.FormatUint(uint64(r.ordinal), 10)
+	}
+	return key
+}
+
+// fileMode is what the request adds to the mode of a socket file.
+func (r *request) fileMode() (m os.FileMode) {
+	if r.flags&handoff.ListenReadable != 0 {
+		m |= 0o444
+	}
+	if r.flags&handoff.ListenWritable != 0 {
+		m |= 0o222
+	}
+	return m
 }
 
 // listenAsked answers a LISTEN, now or when the socket is bound.
@@ -46,56 +84,65 @@ func (l *loop) listenAsked(k *link, f *handoff.Frame) {
 		return
 	}
 	network, address, ok := bytes.Cut(f.Payload, []byte{0})
-	if !ok || !knownNetwork(string(network)) {
-		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("unknown network %q: %w", network, syscall.EINVAL))
-		return
-	}
-	if l.draining || k.state == handoff.Draining {
-		l.refuse(k, f.Seq, string(network), string(address), fmt.Errorf("this worker is being stopped: %w", syscall.ECANCELED))
-		return
-	}
-	if l.cfg.Configured {
-		ln, err := l.resolve(string(network), string(address))
+	r := request{seq: f.Seq, network: string(network), address: string(address),
+		ordinal: f.Listener, backlog: int(f.Arg), flags: f.Flags, data: bytes.Clone(f.Data)}
+	switch {
+	case !ok || !knownNetwork(r.network):
+		l.refuse(k, &r, fmt.Errorf("unknown network %q: %w", network, syscall.EINVAL))
+	case l.draining || k.state == handoff.Draining:
+		l.refuse(k, &r, fmt.Errorf("this worker is being stopped: %w", syscall.ECANCELED))
+	case l.cfg.Configured:
+		ln, err := l.resolve(&r)
 		if err != nil {
-			l.refuse(k, f.Seq, string(network), string(address), err)
+			l.refuse(k, &r, err)
 			return
 		}
-		l.join(k, f.Seq, ln)
-		return
+		l.join(k, &r, ln)
+	case r.network == "fd":
+		l.refuse(k, &r, unknownFD(r.address))
+	default:
+		l.ask(k, &r)
 	}
-	l.ask(k, f.Seq, string(network), string(address), int(f.Arg))
 }
 
 func knownNetwork(n string) bool {
 	switch n {
-	case "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6":
+	case "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6", "fd":
 		return true
 	}
 	return false
 }
 
 // resolve finds the configured listener that a worker means.
-func (l *loop) resolve(network, address string) (*listener, error) {
-	family := strings.TrimRight(network, "46")
+func (l *loop) resolve(r *request) (*listener, error) {
+	family := strings.TrimRight(r.network, "46")
 	var same []*listener
 	for _, ln := range l.listeners {
 		if ln == nil || ln.closing || !ln.stats.Open || ln.asked != nil {
 			continue
 		}
-		if ln.conf.Name == address {
+		if ln.conf.Name == r.address || ln.inherited() && r.network == "fd" && ln.conf.Address == r.address {
 			return ln, nil
 		}
 		if strings.TrimRight(ln.network, "46") == family {
 			same = append(same, ln)
 		}
 	}
-	key := addressKey(network, address)
+	if r.network == "fd" {
+		return nil, unknownFD(r.address)
+	}
+	key := addressKey(r.network, r.address)
 	for _, ln := range same {
-		if key == addressKey(ln.conf.Network, ln.conf.Address) || key == addressKey(ln.network, ln.addr) {
+		if ln.conf.As > 0 && strings.HasSuffix(key, ":"+strconv.Itoa(ln.conf.As)) {
 			return ln, nil
 		}
 	}
-	if len(same) == 1 {
+	for _, ln := range same {
+		if ln.conf.As == 0 && (key == addressKey(ln.conf.Network, ln.conf.Address) || key == addressKey(ln.network, ln.addr)) {
+			return ln, nil
+		}
+	}
+	if len(same) == 1 && !r.exact() {
 		return same[0], nil
 	}
 	names := make([]string, len(same))
@@ -105,8 +152,18 @@ func (l *loop) resolve(network, address string) (*listener, error) {
 	if len(same) == 0 {
 		return nil, fmt.Errorf("no --listen of rrd is for %s: %w", family, syscall.EADDRNOTAVAIL)
 	}
-	return nil, fmt.Errorf("%s is none of rrd's --listen addresses (%s); ask for one of them: %w",
-		address, strings.Join(names, ", "), syscall.EADDRNOTAVAIL)
+	hint := "ask for one of them"
+	if _, port, err := net.SplitHostPort(r.address); err == nil && r.exact() {
+		hint = fmt.Sprintf("ask for one of them, or map it with --listen %s,as=%s", same[0].conf.Address, port)
+	}
+	return nil, fmt.Errorf("%s is none of rrd's --listen addresses (%s): %s: %w",
+		r.address, strings.Join(names, ", "), hint, syscall.EADDRNOTAVAIL)
+}
+
+// unknownFD refuses a descriptor number: a program could make the master listen
+// on one of its own.
+func unknownFD(number string) error {
+	return fmt.Errorf("descriptor %s is none that rrd was given for its workers, as --listen fd:%s would: %w", number, number, syscall.EINVAL)
 }
 
 // addressKey makes addresses comparable: ":80" and "[::]:80" are one under
@@ -134,9 +191,12 @@ func addressKey(network, address string) string {
 }
 
 // join makes k a worker of ln and tells it so.
-func (l *loop) join(k *link, seq uint64, ln *listener) {
-	f := handoff.Frame{Type: handoff.Listening, Seq: seq, Listener: ln.wire,
-		Payload: []byte(ln.network + "\x00" + ln.addr)}
+func (l *loop) join(k *link, r *request, ln *listener) {
+	if len(ln.data) == 0 {
+		ln.data = r.data
+	}
+	f := handoff.Frame{Type: handoff.Listening, Seq: r.seq, Listener: ln.wire,
+		Payload: []byte(ln.network + "\x00" + ln.addr), Data: ln.data}
 	var share handoff.FD
 	if ln.shared {
 		f.Flags = handoff.ListeningShared
@@ -144,7 +204,7 @@ func (l *loop) join(k *link, seq uint64, ln *listener) {
 			f.Flags |= handoff.ListeningPacket
 		}
 		if share = ln.lendTo(k.slot); !share.Valid() {
-			l.refuse(k, seq, ln.network, ln.addr, fmt.Errorf("no socket for slot %d: %w", k.slot, syscall.EADDRNOTAVAIL))
+			l.refuse(k, r, fmt.Errorf("no socket for slot %d: %w", k.slot, syscall.EADDRNOTAVAIL))
 			return
 		}
 	}
@@ -154,42 +214,44 @@ func (l *loop) join(k *link, seq uint64, ln *listener) {
 	if ln.asked != nil {
 		ln.asked.users[k.slot] = k.id
 	}
+	k.joined = append(k.joined, ln.wire)
 	l.say(k, f, share)
 }
 
 // refuse answers with the errno in err and its text.
-func (l *loop) refuse(k *link, seq uint64, network, address string, err error) {
+func (l *loop) refuse(k *link, r *request, err error) {
 	errno := syscall.EINVAL
 	_ = errors.As(err, &errno)
 	text := err.Error()
-	l.say(k, handoff.Frame{Type: handoff.Listening, Seq: seq, Arg: uint32(errno),
-		Payload: []byte(text[:min(len(text), handoff.MaxPayload)])}, handoff.FD{})
+	l.say(k, handoff.Frame{Type: handoff.Listening, Seq: r.seq, Arg: uint32(errno),
+		Payload: []byte(text[:min(len(text), handoff.MaxPayload)]), Data: r.data}, handoff.FD{})
 	if hook := l.cfg.Hooks.Refused; hook != nil {
-		id := k.id
+		id, network, address := k.id, r.network, r.address
 		l.event(func() { hook(id, network, address, err) })
 	}
 }
 
 // ask joins or makes the listener of an address.
-func (l *loop) ask(k *link, seq uint64, network, address string, backlog int) {
-	key := addressKey(network, address)
+func (l *loop) ask(k *link, r *request) {
+	key := r.key()
 	a := l.asked[key]
 	if a == nil {
-		a = &askedListener{key: key, network: network, address: address, users: make(map[int]uint64)}
+		a = &askedListener{key: key, network: r.network, address: r.address, mode: r.fileMode(),
+			reuse: r.flags&handoff.ListenReuse != 0, users: make(map[int]uint64)}
 		l.asked[key] = a
 	}
-	larger := backlog > a.backlog
-	a.backlog = max(a.backlog, backlog)
+	larger := r.backlog > a.backlog
+	a.backlog = max(a.backlog, r.backlog)
 	if a.ln != nil && !a.closing && (!a.ln.shared || a.ln.lendTo(k.slot).Valid()) {
 		if larger {
 			for _, s := range a.ln.sockets() {
-				setBacklog(s.fd, backlog)
+				setBacklog(s.fd, r.backlog)
 			}
 		}
-		l.join(k, seq, a.ln)
+		l.join(k, r, a.ln)
 		return
 	}
-	a.waiting = append(a.waiting, asker{k: k, seq: seq})
+	a.waiting = append(a.waiting, asker{k: k, r: r})
 	if len(a.waiting) == 1 && !a.closing {
 		l.bind(a, k)
 	}
@@ -198,7 +260,7 @@ func (l *loop) ask(k *link, seq uint64, network, address string, backlog int) {
 // bind has a's socket made, with the rights of the worker that asked.
 func (l *loop) bind(a *askedListener, k *link) {
 	d, rights, network, address := l.d, k.rights, a.network, a.address
-	o := bindOptions{backlog: a.backlog, uid: -1, gid: -1,
+	o := bindOptions{backlog: a.backlog, uid: -1, gid: -1, addMode: a.mode, reuseaddr: a.reuse,
 		reuseport: l.cfg.Policy == SchedReuseport && isTCP(network)}
 	if a.ln != nil {
 		address = a.ln.addr // one more slot's socket; port 0 is resolved
@@ -275,11 +337,11 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 		}
 		switch {
 		case err != nil:
-			l.refuse(w.k, w.seq, a.network, a.address, err)
+			l.refuse(w.k, w.r, err)
 		case a.ln.shared && !a.ln.lendTo(w.k.slot).Valid():
 			a.waiting = append(a.waiting, w) // its slot's socket is still to be made
 		default:
-			l.join(w.k, w.seq, a.ln)
+			l.join(w.k, w.r, a.ln)
 		}
 	}
 	if len(a.waiting) > 0 {
@@ -308,7 +370,15 @@ func (l *loop) left(k *link, wire uint32) {
 		return // it crossed the listener's closing
 	}
 	l.table.leave(k.idx, ln.id)
-	if a := ln.asked; a != nil && a.users[k.slot] == k.id {
+	before := len(k.joined)
+	k.joined = slices.DeleteFunc(k.joined, func(w uint32) bool { return w == wire })
+	k.listens -= before - len(k.joined)
+	a := ln.asked
+	switch {
+	case a == nil || a.users[k.slot] != k.id:
+	case k.state == handoff.Draining:
+		a.users[k.slot] = 0 // it goes because it was asked to: its successor may want it
+	default:
 		delete(a.users, k.slot)
 		l.closeUnused(a)
 	}

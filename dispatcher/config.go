@@ -38,6 +38,9 @@ type Config struct {
 	// Configured says that the program has listeners of its own (--listen): what
 	// a worker asks for must then be one of them.
 	Configured bool
+	// NonblockingShared leaves shared sockets O_NONBLOCK, as Node's workers need
+	// them. Else they block, as programs expect that take them by LISTEN_FDS.
+	NonblockingShared bool
 	// Hooks are called one after another from a goroutine of the Dispatcher's
 	// own, never from the loop; they may call the Dispatcher.
 	Hooks Hooks
@@ -82,6 +85,11 @@ type Hooks struct {
 	// Broke: it broke the protocol, or closed its channel, and is to be killed.
 	// Its unanswered connections stay held until Remove.
 	Broke func(worker uint64, reason string)
+	// HungUp: it has closed its channel, which in its protocol is no fault, and
+	// is to end by itself. Its unanswered connections stay held until Remove.
+	HungUp func(worker uint64)
+	// Leaves: it is leaving of its own accord, and hangs up next.
+	Leaves func(worker uint64)
 	// Reader tells, before Ready, which process said READY: not always the one
 	// that was started.
 	Reader func(worker uint64, pid int)
@@ -148,6 +156,9 @@ type ListenerConfig struct {
 	Network string
 	// Address is host:port, a path, or for "fd" the number or activation name.
 	Address string
+	// As is the port that programs ask for when they mean this listener; 0: its
+	// own.
+	As int
 	// Backlog is the listen(2) backlog; 0 means the system's maximum.
 	Backlog int
 	// Mode is the mode of a unix socket file; nil means 0777 less the umask.

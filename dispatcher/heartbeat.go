@@ -42,7 +42,7 @@ func (l *loop) heartbeat() {
 
 // ping asks for a sign of life, unless an answer is owed already.
 func (l *loop) ping(k *link) {
-	if k.pinged != 0 {
+	if k.pinged != 0 || k.traits.NoPong {
 		return
 	}
 	k.pings++

@@ -19,7 +19,9 @@ type link struct {
 	idx      workerIdx
 	token    uint64
 	ch       handoff.Channel
+	traits   handoff.Traits
 	part     partSender // nil: the channel takes a message whole or not at all
+	hold     holder     // nil: the channel takes handoffs whenever it has room
 	state    handoff.State
 	rights   *Rights
 	stats    *SlotStats
@@ -37,10 +39,12 @@ type link struct {
 
 	drained bool // reported
 
-	acks, closed uint64 // of this process
-	listens      int
+	acks, closed uint64   // of this process
+	joined       []uint32 // the listeners it has, by wire, as often as it asked
+	listens      int      // LISTENs not left again
 	pings        uint64
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
+	pause        int64   // after its next reject, where it says no AGAIN
 	lateSince    int64
 	pinged       int64 // when the PING was sent whose PONG is owed; 0: none is
 	heard        int64 // when it said something last
@@ -67,7 +71,13 @@ const (
 	againEvery  = int64(5 * time.Millisecond)
 )
 
-func (k *link) active() int64 { return int64(k.acks) - int64(k.closed) }
+// active is how many connections the worker has, as far as it tells.
+func (k *link) active() int64 {
+	if k.traits.NoClosed {
+		return 0
+	}
+	return int64(k.acks) - int64(k.closed)
+}
 
 // review blocks or unblocks a worker in the table according to its state.
 func (l *loop) review(k *link) {
@@ -82,8 +92,9 @@ func (l *loop) review(k *link) {
 }
 
 func (l *loop) add(w Worker) error {
-	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, rights: w.Rights, stats: l.slot(w.Slot)}
+	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, traits: w.Channel.Traits(), rights: w.Rights, stats: l.slot(w.Slot)}
 	k.part, _ = w.Channel.(partSender)
+	k.hold, _ = w.Channel.(holder)
 	idx := l.table.addWorker()
 	k.idx = idx
 	k.token = l.token(int(idx), tokenIsLink)
@@ -183,6 +194,10 @@ func (l *loop) dueRetries() {
 
 // writable sends what waits for room.
 func (l *loop) writable(k *link) {
+	if k.held() {
+		l.watchLink(k, false) // what is read next ends it
+		return
+	}
 	if k.part != nil && k.part.Unsent() {
 		if err := k.ch.Flush(); err != nil {
 			if !canRetry(err) {
@@ -228,9 +243,13 @@ func (l *loop) setFull(k *link, full bool) {
 		return
 	}
 	k.full = full
-	l.watchLink(k, full)
+	l.watchLink(k, full && !k.held())
 	l.review(k)
 }
+
+// held says that the channel, though it has room, takes nothing before more was
+// read from it.
+func (k *link) held() bool { return k.hold != nil && k.hold.Held() }
 
 func (l *loop) watchLink(k *link, write bool) {
 	if err := l.poll.set(k.ch.Num(), k.token, true, write); err != nil {
@@ -265,6 +284,12 @@ func (l *loop) cannotSend(k *link, err error, n int) {
 		// The worker has shut its end down. Its death alone would not show here:
 		// the duplicate of its end is open.
 		fail = FailPeerClosed
+		if k.traits.HangsUp {
+			// What it said before is still to be read, and then the end.
+			k.state = handoff.Draining
+			l.review(k)
+			break
+		}
 		l.part(k, "channel closed")
 	default:
 		l.broke(k, "send: "+err.Error())
@@ -328,7 +353,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 	l.lastAnswers(k)
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.workers[k.idx].flying.head {
 		k.stats.Failures[FailWorkerExit]++
-		if how.Blame {
+		if how.Blame && !k.traits.Untouched {
 			l.socks[c].deaths++
 		}
 		poison := l.socks[c].deaths >= maxDeaths
@@ -440,6 +465,10 @@ func (l *loop) lastAnswers(k *link) {
 }
 
 func isAgain(err error) bool { return err == syscall.EAGAIN } //nolint:errorlint // bare
+
+// holder is a channel that may have to wait for what the worker says before it
+// takes another handoff.
+type holder interface{ Held() bool }
 
 // partSender is a channel that may have taken a message in part, as a stream
 // does: Flush sends the rest when there is room.

@@ -25,7 +25,9 @@ type listener struct {
 	sock     *socket // nil under reuseport, whose sockets are in bySlot
 	bySlot   []*slotSock
 	shared   bool
+	waits    bool           // shared, and blocking
 	asked    *askedListener // nil: of the configuration
+	data     []byte         // what its first worker left with it; a secret of theirs
 	stats    *nameStats
 	network  string
 	addr     string
@@ -84,10 +86,14 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 			l.ignoredAt = l.now + ignoredEvery
 		}
 		// Workers wait in accept(2), as with systemd's sockets: programs that
-		// inherit a listener expect that. Those that do not set it themselves.
-		if err := waitInAccept(s.fd); err != nil {
-			l.table.removeListener(ln.id)
-			return nil, err
+		// inherit a listener expect that. Those that do not set it themselves,
+		// Node apart, which takes a socket as it comes.
+		ln.waits = !l.cfg.NonblockingShared
+		if ln.waits {
+			if err := waitInAccept(s.fd); err != nil {
+				l.table.removeListener(ln.id)
+				return nil, err
+			}
 		}
 	} else if err := l.poll.add(s.fd.Num(), ln.token, false, false); err != nil {
 		l.table.removeListener(ln.id)

@@ -102,7 +102,9 @@ func (ln *listener) addSlot(slot int, s *socket) bool {
 	if ln.lendTo(slot).Valid() {
 		return false
 	}
-	_ = waitInAccept(s.fd) // see open
+	if ln.waits {
+		_ = waitInAccept(s.fd) // see open
+	}
 	ln.bySlot = append(ln.bySlot, &slotSock{socket: s, slot: slot})
 	return true
 }

@@ -69,6 +69,8 @@ type bindOptions struct {
 	replaceStale bool // unix: take the path of a socket that nobody serves
 	backlog      int
 	mode         *os.FileMode
+	addMode      os.FileMode // unix: to the mode that the file gets without mode
+	reuseaddr    bool        // UDP, too
 	uid, gid     int
 }
 
@@ -134,7 +136,7 @@ func (s *socket) openInet(family int, sa unix.Sockaddr, kind int, o bindOptions)
 	set := func(level, opt, v int) error {
 		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, opt, v))
 	}
-	if kind == unix.SOCK_STREAM {
+	if kind == unix.SOCK_STREAM || o.reuseaddr {
 		if err := set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
@@ -251,12 +253,12 @@ func (s *socket) openUnix(path string, o bindOptions) error {
 			return os.NewSyscallError("fchmod", err)
 		}
 	}
-	err := unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	err := bindPath(fd, path)
 	if errors.Is(err, unix.EADDRINUSE) && o.replaceStale {
 		if err := removeStale(path); err != nil {
 			return err
 		}
-		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+		err = bindPath(fd, path)
 	}
 	if err != nil {
 		return os.NewSyscallError("bind", err)
@@ -267,6 +269,10 @@ func (s *socket) openUnix(path string, o bindOptions) error {
 			return os.NewSyscallError("lstat", err)
 		}
 		s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
+		if o.addMode != 0 {
+			mode := os.FileMode(st.Mode).Perm() | o.addMode //nolint:unconvert // Mode is uint16 on darwin
+			o.mode = &mode
+		}
 		if err := s.file.adopt(o); err != nil {
 			return err
 		}
@@ -275,6 +281,15 @@ func (s *socket) openUnix(path string, o bindOptions) error {
 		return os.NewSyscallError("listen", err)
 	}
 	return nil
+}
+
+// bindPath binds to a path of any length. One that a socket address cannot hold
+// is reached through its directory.
+func bindPath(fd int, path string) error {
+	if len(path) < len(unix.RawSockaddrUnix{}.Path) || strings.HasPrefix(path, "@") {
+		return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	return bindThroughDirectory(fd, path)
 }
 
 // removeStale unlinks a socket file that nobody serves: connecting is refused. A

@@ -40,3 +40,6 @@ func (f *socketFile) adopt(o bindOptions) error {
 func kernelDrops(int) uint64 { return 0 }
 
 func acceptQueue(int) (length, limit uint32, ok bool) { return 0, 0, false }
+
+// bindThroughDirectory refuses: there is no short name for a directory here.
+func bindThroughDirectory(int, string) error { return unix.ENAMETOOLONG }

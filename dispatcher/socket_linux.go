@@ -2,12 +2,15 @@ package dispatcher
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
 )
 
 // backlogOr returns the asked backlog, or the most that the kernel keeps.
@@ -29,6 +32,22 @@ func Somaxconn() int {
 		return unix.SOMAXCONN
 	}
 	return n
+}
+
+// bindThroughDirectory names the path's directory by a descriptor, which
+// proc_pid_fd(5) makes a short path of.
+func bindThroughDirectory(fd int, path string) error {
+	n, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	dir := handoff.Own(n)
+	defer dir.Close() //nolint:errcheck // only a handle
+	short := "/proc/self/fd/" + strconv.Itoa(n) + "/" + filepath.Base(path)
+	if len(short) >= len(unix.RawSockaddrUnix{}.Path) {
+		return unix.ENAMETOOLONG
+	}
+	return unix.Bind(fd, &unix.SockaddrUnix{Name: short})
 }
 
 // adopt gives the file that bind made its exact mode, which the umask may have

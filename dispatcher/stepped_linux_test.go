@@ -76,6 +76,8 @@ func (s *stepped) hooks() Hooks {
 		Broke:   func(w uint64, why string) { s.tell("broke %d %s", w, why) },
 		Health:  func(w uint64, ok bool) { s.tell("health %d %v", w, ok) },
 		Hung:    func(w uint64, _ time.Duration) { s.tell("hung %d", w) },
+		HungUp:  func(w uint64) { s.tell("hung up %d", w) },
+		Leaves:  func(w uint64) { s.tell("leaves %d", w) },
 		Opened:  func(i ListenerInfo) { s.tell("opened %s %s asked=%v", i.Name, i.Network, i.Asked) },
 		Closed:  func(i ListenerInfo) { s.tell("closed %s", i.Name) },
 		Dropped: func(ln string, r DropReason, n uint64) { s.tell("dropped %s %s %d", ln, r, n) },

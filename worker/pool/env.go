@@ -14,6 +14,11 @@ const (
 	envListenPID     = "LISTEN_PID"
 	envListenFDNames = "LISTEN_FDNAMES"
 	envNotifySocket  = "NOTIFY_SOCKET" // sd_notify(3)
+
+	envNodeChannelFD   = "NODE_CHANNEL_FD"
+	envNodeChannelMode = "NODE_CHANNEL_SERIALIZATION_MODE"
+	envNodeID          = "NODE_UNIQUE_ID"
+	envNodeOptions     = "NODE_OPTIONS"
 )
 
 // inherited says whether a variable of the master reaches its workers. Those that
@@ -25,7 +30,7 @@ func inherited(name string) bool {
 			return false
 		}
 	}
-	return name != envNotifySocket && name != "NODE_UNIQUE_ID"
+	return name != envNotifySocket && name != envNodeID
 }
 
 func checkExtraEnv(extra []string) error {
@@ -77,9 +82,21 @@ func workerEnv(c *Config, slot, generation int, listeners []Inherited, channelFD
 	}
 	set(handoff.EnvSlot, strconv.Itoa(slot))
 	set(handoff.EnvGeneration, strconv.Itoa(generation))
-	set(handoff.EnvProtocol, strconv.Itoa(handoff.ProtocolVersion))
-	if channelFD >= 0 {
-		set(handoff.EnvChannelFD, strconv.Itoa(channelFD))
+	if c.Protocol == ProtocolNode {
+		if options, ok := at[envNodeOptions]; ok {
+			_, value, _ := strings.Cut(env[options], "=")
+			set(envNodeOptions, nodeOptions(value, slot))
+		}
+		// Its presence makes the program a cluster worker. Ours begin at 1 like
+		// those of Node's own primary, but a slot keeps its number.
+		set(envNodeID, strconv.Itoa(slot+1))
+		set(envNodeChannelFD, strconv.Itoa(channelFD))
+		set(envNodeChannelMode, "json")
+	} else {
+		set(handoff.EnvProtocol, strconv.Itoa(handoff.ProtocolVersion))
+		if channelFD >= 0 {
+			set(handoff.EnvChannelFD, strconv.Itoa(channelFD))
+		}
 	}
 	if len(listeners) > 0 {
 		set(envListenFDs, strconv.Itoa(len(listeners)))

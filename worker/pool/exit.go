@@ -21,6 +21,8 @@ type Exit struct {
 	Uptime   time.Duration // until the leader ended
 	WasReady bool
 	Spoke    bool // it said something on its channel
+	// Left: it said that it was leaving of its own accord, and then ended cleanly.
+	Left bool
 	// ReaderLost: another process spoke on its channel (SetReader) and ended, how is
 	// not known, and the leader was killed because it did not follow by itself.
 	ReaderLost bool
@@ -53,7 +55,7 @@ func (x Exit) String() string {
 // death counts.
 func (x Exit) Blame() bool {
 	switch {
-	case x.Requested:
+	case x.Requested || x.Left:
 		return false
 	case x.Cause == CauseSignal:
 		return x.ReaderLost || x.Signal != syscall.SIGKILL && x.Signal != syscall.SIGTERM
@@ -79,6 +81,7 @@ func (p *Pool) leaderEnded(pr *proc, status exitStatus) {
 		Uptime:     time.Since(pr.w.Started),
 		WasReady:   pr.wasReady,
 		Spoke:      pr.said,
+		Left:       pr.leaves && !pr.requested && status.signal == 0 && status.code == 0,
 		ReaderLost: pr.shellOnly,
 	}
 	pr.exit.Reason = pr.retired
@@ -154,6 +157,8 @@ func (p *Pool) succeed(pr *proc) {
 		p.start(s, StartRecycle)
 	case p.cfg.Restart == RestartNever || p.cfg.Restart == RestartOnFailure && pr.ended && pr.exit.clean():
 		s.down = true
+	case pr.exit.Left:
+		p.plan(s, p.pauseAfterLeaving(pr), StartRecycle)
 	default:
 		p.plan(s, p.pauseAfter(pr), StartCrash)
 	}

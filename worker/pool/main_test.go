@@ -198,7 +198,8 @@ func rolePID1([]string) int {
 			if n := len(children()); n == 2 {
 				break
 			}
-			time.Sleep(10 * time.Millisecond) // there is no event for it
+			// Their ends could be seen, but that the pool has reaped them it tells nobody.
+			time.Sleep(10 * time.Millisecond)
 		}
 		fmt.Println("children:", len(children()))
 		p.Stop()

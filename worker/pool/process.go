@@ -203,6 +203,9 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 	for _, word := range cfg.Argv {
 		sp.argv = append(sp.argv, x.Replace(word))
 	}
+	if cfg.Protocol == ProtocolNode {
+		sp.argv = nodeArgv(sp.argv, s.index)
+	}
 	sp.env = workerEnv(cfg, s.index, generation, listeners, channelFD, notifyName)
 
 	started := time.Now()

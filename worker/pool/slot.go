@@ -40,6 +40,7 @@ type proc struct {
 	readyAt   time.Time
 	requested bool   // was asked to end
 	retired   string // why, by Retire
+	leaves    bool   // of its own accord
 	asked     bool   // got its stop signal
 	aborted   bool   // got the signal of Abort
 	killed    bool   // by us
