@@ -8,11 +8,14 @@ SOAK      ?= 10m
 BENCH     := .cache/bench.txt
 LINT      := .cache/bin/golangci-lint
 BENCHSTAT := .cache/bin/benchstat
+# What the programs of test/node need, and the versions of Node that node-matrix runs them with.
+PROGRAMS  := test/node/node_modules/.package-lock.json
+NODES     ?= 18.20.8 20.20.2 22.23.3 24.21.0 26.10.0
 # rrd/test itself is end to end; all other packages are unit tests, beside their code.
 UNIT = $$(go list ./... | grep -vx rrd/test)
 export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
 
-.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master fuzz-short e2e soak clean
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master fuzz-short e2e node-matrix soak clean
 .NOTPARALLEL: # each step uses all the cores by itself
 
 help: ## this list
@@ -26,7 +29,8 @@ test: UNITFLAGS = -short
 test: setup format vet windows lint build unit race bench-once fuzz-short e2e ## all of what CI runs: from setup to e2e, as listed here
 
 setup: ## install what the tests need (Debian, as root), or say what is missing
-	@.ci/setup gcc libc6-dev strace curl python3
+	@.ci/setup gcc libc6-dev strace curl python3 nodejs npm
+	@$(MAKE) --no-print-directory $(PROGRAMS)
 
 format: $(LINT) ## fail if gofmt or goimports would change a file (fmt changes it)
 	$(LINT) fmt --diff
@@ -63,16 +67,24 @@ bench-master: ## the master's cost of a connection, against a minimal one in C (
 fuzz-short: ## every fuzz target for FUZZTIME
 	@.ci/fuzz $(FUZZTIME)
 
-e2e: ## end to end: the built program, real processes, real clients
+e2e: $(PROGRAMS) ## end to end: the built program, real processes, real clients
 	go test -count=1 -timeout 10m ./test
 	cd test/extern && go vet ./... && go test -count=1 ./...
 
-soak: ## the TestSoak tests of test/ for SOAK each
+node-matrix: $(PROGRAMS) ## the tests of Node programs with each version of Node in NODES
+	@.ci/node-matrix $(NODES)
+
+soak: $(PROGRAMS) ## the TestSoak tests of test/ for SOAK each
 	@go test -list '^TestSoak' ./test | grep -q '^TestSoak' || { echo 'soak: test/ has no TestSoak' >&2; exit 1; }
 	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak' ./test
 
 clean: ## remove what make has built
 	rm -rf bin .cache
+
+# Nothing of a package is run when it is installed.
+$(PROGRAMS): test/node/package.json test/node/package-lock.json
+	cd test/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
 
 # The tools have a module of their own, so that their 200 modules are not rrd's.
 $(LINT) $(BENCHSTAT) &: .tools/go.mod .tools/go.sum

@@ -77,7 +77,7 @@ type answer struct {
 var (
 	headEnd      = []byte("\r\n\r\n")
 	workerField  = []byte("\r\nRrd-Worker: ")
-	lengthFields = [][]byte{[]byte("\r\nContent-Length: "), []byte("\r\nContent-length: ")}
+	lengthFields = [][]byte{[]byte("\r\nContent-Length: "), []byte("\r\nContent-length: "), []byte("\r\ncontent-length: ")}
 	errNoLength  = errors.New("no Content-Length")
 )
 

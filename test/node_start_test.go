@@ -1,0 +1,219 @@
+//go:build linux
+
+package test
+
+import (
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"rrd/test/harness"
+	"rrd/test/load"
+)
+
+// Commands that keep the channel from the program: one warning, with the cure.
+func TestNodeSilent(t *testing.T) {
+	for name, tt := range map[string]struct {
+		command func(t *testing.T) []string
+		says    []string
+	}{
+		"npm start": {func(t *testing.T) []string {
+			t.Helper()
+			if _, err := exec.LookPath("npm"); err != nil {
+				t.Fatalf("%v: run make setup", err)
+			}
+			return []string{"npm", "--prefix", filepath.Dir(nodeProgram(t, "http.js")), "start"}
+		}, []string{"npm", "-- node"}},
+		"node --watch": {func(t *testing.T) []string {
+			t.Helper()
+			return []string{"node", "--watch", nodeProgram(t, "http.js")}
+		}, []string{"--watch", "-- node"}},
+		"no listen": {func(t *testing.T) []string {
+			t.Helper()
+			nodeProgram(t, "http.js")
+			return []string{"node", "-"} // an empty program: standard input is /dev/null
+		}, []string{"listen"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// Each process binds a port of its own, with no word to the master.
+			m := node(t, 2, "http.js", harness.Options{
+				Args: []string{"--policy", "rr", "--start-timeout", "7s"}, Command: tt.command(t), Unready: true, ExitCode: 3,
+				Env: []string{"npm_config_cache=" + t.TempDir(), "npm_config_update_notifier=false"},
+			})
+			e := m.Wait(harness.Named("worker.silent"))
+			for _, word := range tt.says {
+				if !strings.Contains(e.Line, word) {
+					t.Errorf("it does not say %q: %s", word, e.Line)
+				}
+			}
+			if e.Str("level") != "warn" {
+				t.Errorf("level %s", e.Str("level"))
+			}
+			m.WaitExit()
+			if n := len(m.Events(harness.Named("worker.silent"))); n != 1 {
+				t.Errorf("said %d times", n)
+			}
+		})
+	}
+}
+
+// A program that ends in an exception before it listens: exit 3 with its words.
+func TestNodeBootError(t *testing.T) {
+	t.Parallel()
+	m := node(t, 2, "", harness.Options{
+		Args: []string{"--worker-output", "json"}, Command: []string{"node", filepath.Join(t.TempDir(), "missing.js")},
+		Unready: true, ExitCode: 3,
+	})
+	if code := m.WaitExit(); code != 3 || !strings.Contains(m.Log(), "missing.js") {
+		t.Errorf("code %d: %s", code, m.Log())
+	}
+}
+
+// Each worker has an inspector of its own, wherever --inspect is said.
+func TestNodeInspect(t *testing.T) {
+	for _, where := range []string{"command", "NODE_OPTIONS"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			host := harness.Host()
+			flag := "--inspect=" + host + ":9300"
+			o := harness.Options{Command: []string{"node", flag, nodeProgram(t, "lab.js")}}
+			if where == "NODE_OPTIONS" {
+				o.Command = []string{"node", nodeProgram(t, "lab.js")}
+				o.Env = []string{"NODE_OPTIONS=" + flag}
+			}
+			m := node(t, 3, "lab.js", o)
+			check := func() {
+				t.Helper()
+				for slot, w := range remotes(t, m) {
+					want := net.JoinHostPort(host, strconv.Itoa(9300+slot))
+					if got := w.get("/inspect").URL; !strings.HasPrefix(got, "ws://"+want+"/") {
+						t.Errorf("the inspector of slot %d is at %q, want %s", slot, got, want)
+					}
+					w.close()
+				}
+			}
+			check()
+			mark := m.Mark()
+			m.Kill(m.PID(1), syscall.SIGKILL)
+			m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", 1))
+			check()
+		})
+	}
+}
+
+// --listen and the program's own address: equal, mapped, and not equal.
+func TestNodeListenFlag(t *testing.T) {
+	t.Parallel()
+	t.Run("equal", func(t *testing.T) {
+		t.Parallel()
+		at := freePort(t)
+		host, port := hostPort(t, at)
+		m := node(t, 2, "http.js", harness.Options{Listen: []string{"web=" + at}, Env: []string{"HOST=" + host, "PORT=" + port}})
+		exactly(t, nodeServes(t, m, load.Config{Address: at, Total: 40}).ByPID(), 2, 20)
+		if n := len(m.Events(harness.Named("listener.open"))); n != 1 || m.AddrOf("web") != at {
+			t.Errorf("%d listeners were opened", n)
+		}
+	})
+	t.Run("as", func(t *testing.T) {
+		t.Parallel()
+		host := harness.Host()
+		// The program asks for 3000, and is told that it has it.
+		m := node(t, 2, "lab.js", harness.Options{
+			Listen: []string{host + ":0,as=3000"}, Env: []string{"HOST=" + host, "PORT=3000"},
+		})
+		if strings.HasSuffix(m.Addr(), ":3000") {
+			t.Errorf("it listens on %s", m.Addr())
+		}
+		exactly(t, nodeServes(t, m, load.Config{Total: 40}).ByPID(), 2, 20)
+		if n := len(m.Events(harness.Named("listener.open"))); n != 1 {
+			t.Errorf("%d listeners were opened", n)
+		}
+	})
+	t.Run("unix", func(t *testing.T) {
+		t.Parallel()
+		path := filepath.Join(t.TempDir(), "s")
+		m := node(t, 2, "lab.js", harness.Options{Listen: []string{"unix:" + path}, Env: []string{"SOCKET=" + path}})
+		exactly(t, nodeServes(t, m, load.Config{Network: "unix", Address: path, Total: 40}).ByPID(), 2, 20)
+	})
+	t.Run("not equal", func(t *testing.T) {
+		t.Parallel()
+		at := freePort(t)
+		m := node(t, 2, "lab.js", harness.Options{
+			Listen: []string{harness.Host() + ":0"}, Env: []string{"HOST=" + harness.Host(), "PORT=3000"}, Unready: true, ExitCode: 3,
+		})
+		e := m.Wait(harness.Named("listener.refused"))
+		if e.Str("level") != "error" || !strings.Contains(e.Line, "--listen") {
+			t.Error(e.Line)
+		}
+		m.WaitExit()
+		if !strings.Contains(m.Log(), "lab: EADDRNOTAVAIL -99") {
+			t.Errorf("the program was not told: %s", m.Log())
+		}
+		_ = at
+	})
+}
+
+// With shared listeners Node accepts by itself.
+func TestNodeSharedPolicies(t *testing.T) {
+	for _, policy := range []string{"none", "reuseport"} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			m := node(t, 3, "http.js", harness.Options{Args: []string{"--policy", policy}})
+			nodeServes(t, m, load.Config{Clients: 16, Total: 2000})
+			if s := m.Idle(); s.Policy != policy || s.Accepted() != 0 {
+				t.Errorf("policy %s, %d accepted by the master", s.Policy, s.Accepted())
+			}
+			// A worker's death costs what it had, and no more; its successor serves.
+			mark := m.Mark()
+			m.Kill(m.PID(0), syscall.SIGKILL)
+			m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", 0))
+			nodeServes(t, m, load.Config{Clients: 16, Total: 500})
+			if n := len(m.Events(harness.Named("listener.open"))); n != 1 && policy == "none" {
+				t.Errorf("%d listeners were opened", n)
+			}
+		})
+	}
+}
+
+// The variable of Node's own primary counts where nothing else says the policy.
+func TestNodeSchedPolicy(t *testing.T) {
+	for i, tt := range []struct {
+		env, flag, want string
+		warns           bool
+	}{
+		{"none", "", "none", false},
+		{"rr", "", "rr", false},
+		{"none", "rr", "rr", false},
+		{"fair", "", "rr", true},
+	} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			o := harness.Options{Env: []string{"NODE_CLUSTER_SCHED_POLICY=" + tt.env}}
+			if tt.flag != "" {
+				o.Args = []string{"--policy", tt.flag}
+			}
+			m := node(t, 1, "http.js", o)
+			e := m.Wait(harness.Named("start"))
+			if e.Str("policy") != tt.want {
+				t.Errorf("policy %s, want %s: %s", e.Str("policy"), tt.want, e.Line)
+			}
+			if tt.flag == "" && !tt.warns && !strings.Contains(e.Line, "NODE_CLUSTER_SCHED_POLICY") {
+				t.Errorf("it does not say why: %s", e.Line)
+			}
+			warned := false
+			for _, w := range m.Events(harness.Named("config.warning")) {
+				warned = warned || strings.Contains(w.Line, "NODE_CLUSTER_SCHED_POLICY")
+			}
+			if warned != tt.warns {
+				t.Errorf("a warning: %v, want %v", warned, tt.warns)
+			}
+			nodeServes(t, m, load.Config{Total: 5})
+		})
+	}
+}
