@@ -12,7 +12,7 @@ import (
 // doubles; an accepted connection ends that.
 const (
 	pauseMin = 5 * time.Millisecond
-	pauseMax = 250 * time.Millisecond
+	pauseMax = 160 * time.Millisecond // with the time to catch up, below 250 ms
 )
 
 // acceptFrom takes what one turn may from a listener. It reports whether there
