@@ -75,11 +75,7 @@ func channelFull(t *testing.T, f form) {
 // privileges have: what cannot be sent stays queued.
 func tooManyReferences(t *testing.T, f form) {
 	needsRoot(t)
-	for _, name := range []string{"setpriv", "prlimit"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skip(err)
-		}
-	}
+	needsTool(t, "setpriv", "prlimit")
 	const uid = "61313" // nobody else's, as the kernel counts by user
 	b, g := newBook(t), newGate(t)
 	if err := os.Chmod(filepath.Dir(filepath.Dir(g.path)), 0o755); err != nil { //nolint:gosec // for that user
@@ -280,9 +276,7 @@ func channelLeft(t *testing.T, f form) {
 
 // The master closes no descriptor twice: strace sees every close that fails.
 func descriptorAudit(t *testing.T, f form) {
-	if _, err := exec.LookPath("strace"); err != nil {
-		t.Skip(err)
-	}
+	needsTool(t, "strace")
 	b, chance := newBook(t), chances(t)
 	m := b.workers(4, nil, "lib")
 	var out bytes.Buffer
@@ -292,13 +286,13 @@ func descriptorAudit(t *testing.T, f form) {
 		t.Fatal(err)
 	}
 	if err := trace.Start(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	first := make([]byte, 256)
 	n, _ := said.Read(first)
 	if !strings.Contains(string(first[:n]), "attached") {
 		_ = trace.Wait()
-		t.Skipf("strace cannot attach: %s", first[:n])
+		lacks(t, "ptrace", string(first[:n]))
 	}
 	copied := make(chan error, 1)
 	go func() { // ends with strace, waited for below
@@ -347,9 +341,6 @@ func childs(m *harness.Master, line string) bool {
 // socket.
 func beyondRights(t *testing.T, f form) {
 	needsRoot(t)
-	if low, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(low)) < "81" && len(low) < 4 {
-		t.Skip("here anybody may bind a low port")
-	}
 	theirs, sticky := t.TempDir(), t.TempDir()
 	for d, mode := range map[string]os.FileMode{
 		filepath.Dir(theirs): 0o755, theirs: 0o755, sticky: 0o777 | os.ModeSticky,

@@ -147,7 +147,7 @@ func asInit(t *testing.T, o harness.Options) *harness.Master {
 	runtime.LockOSThread()
 	// Never unlocked: the thread ends with the test.
 	if err := unix.Unshare(unix.CLONE_NEWPID); err != nil {
-		t.Skipf("a pid namespace cannot be had here: %v", err)
+		lacks(t, "pidns", err)
 	}
 	o.Wrap = []string{"unshare", "--mount", "sh", "-c", `mount -t proc proc /proc && exec "$@"`, "sh"}
 	return harness.Start(t, o)

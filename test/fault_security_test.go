@@ -326,6 +326,7 @@ func TestF50PrivilegeDrop(t *testing.T) { privilegeDrop(t, form{}) }
 // refused.
 func privilegeDrop(t *testing.T, _ form) {
 	needsRoot(t)
+	needsTool(t, "setpriv", "python3")
 	for _, policy := range policies {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()

@@ -164,11 +164,11 @@ func cgroup(t *testing.T, controller string) string {
 	needsRoot(t)
 	base := filepath.Join("/sys/fs/cgroup", controller)
 	if _, err := os.Stat(filepath.Join(base, "cgroup.procs")); err != nil {
-		t.Skipf("no cgroup of version 1 with %s: %v", controller, err)
+		lacks(t, "cgroup1", err)
 	}
 	dir, err := os.MkdirTemp(base, "rrd-test-")
 	if err != nil {
-		t.Skipf("no cgroup can be made: %v", err)
+		lacks(t, "cgroup1", err)
 	}
 	t.Cleanup(func() {
 		harness.Poll(t, "the cgroup to be empty", func() error { return os.Remove(dir) })
@@ -412,7 +412,7 @@ func workerFDLimit(t *testing.T, f form) {
 	}
 	// Room for two: a descriptor that is received is copied once.
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(highest + 5), Max: before.Max}, nil); err != nil {
-		t.Skipf("the limit of another process cannot be set: %v", err)
+		lacks(t, "prlimit", err)
 	}
 	r := serves(t, m, load.Config{Clients: 40, Total: f.of(2000, 50_000), URI: func(int) string { return "/sleep?ms=5" }})
 	b.spared(m, r)

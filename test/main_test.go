@@ -4,8 +4,11 @@ package test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -78,6 +81,37 @@ func accounts(t *testing.T, m *harness.Master, reports ...*load.Report) *harness
 		}
 	}
 	return s
+}
+
+// lacks skips a test for what this machine does not have: root, a tool, a kind of
+// control group. In CI, where CI is true, that is a failure: a row that silently no
+// longer runs proves nothing. What a CI knowingly does without it names, separated by
+// commas, in E2E_WITHOUT.
+func lacks(t *testing.T, what string, reason any) {
+	t.Helper()
+	known := slices.Contains(strings.Split(os.Getenv("E2E_WITHOUT"), ","), what)
+	if os.Getenv("CI") == "true" && !known {
+		t.Fatalf("CI is without %s: %v; install or allow it, or name it in E2E_WITHOUT", what, reason)
+	}
+	t.Skipf("no %s: %v", what, reason)
+}
+
+// needsTool is for tests that run another program.
+func needsTool(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			lacks(t, name, err)
+		}
+	}
+}
+
+// needsRoot is for tests that only root can make.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		lacks(t, "root", "this needs another identity, or other rights, for a process")
+	}
 }
 
 // gate is a FIFO that fault workers wait at; open opens it for all of them.

@@ -17,14 +17,6 @@ import (
 	"rrd/test/load"
 )
 
-// needsRoot skips where the master cannot change its workers' identity.
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give workers another identity")
-	}
-}
-
 // A worker has the master's environment less what speaks to the master itself,
 // and what the protocol adds; nothing else.
 func TestWorkerEnvironment(t *testing.T) {
