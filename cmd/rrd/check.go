@@ -3,13 +3,11 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,38 +64,13 @@ func (c *config) checkDirectory() error {
 	return nil
 }
 
-// checkCommand finds the program as the exec helper will: with slot 0 in place
-// of {slot}, from --chdir, in the PATH that the worker gets.
+// checkCommand finds the program as the exec helper will.
 func (c *config) checkCommand() error {
 	if c.builtIn() {
 		return nil
 	}
-	name := firstWorker.Replace(c.Command[0])
-	if strings.Contains(name, "/") {
-		if !filepath.IsAbs(name) && c.Chdir != "" {
-			name = filepath.Join(firstWorker.Replace(c.Chdir), name)
-		}
-		if _, err := exec.LookPath(name); err != nil {
-			var ee *exec.Error
-			if errors.As(err, &ee) {
-				err = reason(ee.Err)
-			}
-			return fmt.Errorf("command %q cannot be run: %w", name, err)
-		}
-		return nil
-	}
-	path := os.Getenv("PATH")
-	for _, kv := range c.Env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v
-		}
-	}
-	for _, dir := range filepath.SplitList(path) {
-		if _, err := exec.LookPath(filepath.Join(cmp.Or(dir, "."), "/", name)); err == nil {
-			return nil
-		}
-	}
-	return fmt.Errorf("command %q cannot be run: there is no such program in PATH: name its path", name)
+	_, err := c.programPath()
+	return err
 }
 
 // checkAddresses binds every address, all at once so that those which exclude
@@ -245,6 +218,8 @@ func (c *config) explain(name, origin string) string {
 	switch auto := slices.Equal(written, one("auto")); {
 	case auto && name == "policy":
 		return fmt.Sprintf("%s; %s (%s)", origin, c.Policy, c.PolicyReason)
+	case auto && name == "worker-protocol" && c.ProtocolReason != "":
+		return fmt.Sprintf("%s; %s (%s)", origin, c.WorkerProtocol, c.ProtocolReason)
 	case auto && name == "workers":
 		return fmt.Sprintf("%s; %d", origin, c.Workers)
 	}

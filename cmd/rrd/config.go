@@ -53,7 +53,12 @@ type config struct {
 	// still be offered more; 0 is no limit.
 	MaxConnectionsActive int
 
+	// WorkerProtocol is auto only for programs whose kind shows when they run.
+	// ProtocolReason says why it was chosen if it was auto.
 	WorkerProtocol pool.Protocol
+	ProtocolReason string
+	// ReadyOnMessage: a Node program is ready when it has sent "ready", too.
+	ReadyOnMessage bool
 	StartTimeout   time.Duration
 	ReadyAfter     time.Duration
 	UnhealthyAfter time.Duration // of failing its own health check, to its replacement
@@ -80,6 +85,7 @@ type config struct {
 	Warnings []string
 
 	settings map[string]setValue
+	environ  []string // of rrd itself
 	user     *account
 	group    *int
 	envFile  []string
@@ -117,14 +123,16 @@ type host struct {
 	// passDescriptors is nil if this system passes descriptors between
 	// processes, else it says what is in the way.
 	passDescriptors func() error
-	maxProcs        int // GOMAXPROCS, which follows the CPU quota of a container
-	euid            int
+	// program returns the file that a path leads to, and its interpreter line.
+	program  func(path string) (target, interpreter string)
+	maxProcs int // GOMAXPROCS, which follows the CPU quota of a container
+	euid     int
 }
 
 func thisHost() *host {
 	return &host{
 		readFile: readConfigFile, account: lookupAccount, group: lookupGroup,
-		passDescriptors: probePassing, maxProcs: runtime.GOMAXPROCS(0), euid: os.Geteuid(),
+		passDescriptors: probePassing, program: lookAtProgram, maxProcs: runtime.GOMAXPROCS(0), euid: os.Geteuid(),
 	}
 }
 
@@ -146,7 +154,7 @@ func (h *host) parseConfig(args, environ []string) (*config, action, error) {
 	if line.action == actionHelp || line.action == actionVersion {
 		return nil, line.action, nil
 	}
-	c := &config{settings: map[string]setValue{}, Command: line.command}
+	c := &config{settings: map[string]setValue{}, Command: line.command, environ: environ}
 
 	env, warnings := readEnvironment(environ)
 	c.Warnings = append(c.Warnings, warnings...)
@@ -193,6 +201,10 @@ func first(name string, sources ...map[string]setValue) (setValue, bool) {
 
 // finish settles what takes more than one setting.
 func (c *config) finish(h *host) error {
+	c.Env = append(c.envFile, c.env...)
+	if err := c.settleProtocol(h); err != nil {
+		return err
+	}
 	if c.Policy == "" {
 		c.Policy, c.PolicyReason = dispatcher.SchedRR, "auto: descriptors can be passed on this system"
 		if err := h.passDescriptors(); err != nil {
@@ -204,9 +216,6 @@ func (c *config) finish(h *host) error {
 	}
 	if c.WorkerProtocol == pool.ProtocolListenFDs && c.Policy == dispatcher.SchedRR {
 		return c.bad("worker-protocol", "listen-fds", "needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport")
-	}
-	if c.WorkerProtocol == pool.ProtocolNode {
-		return c.bad("worker-protocol", "node", "is not in this version yet: run the program with --policy none, listening on {fd: 3}")
 	}
 	if len(c.Listen) == 0 && c.builtIn() {
 		const builtInAddress = "127.0.0.1:8080"
@@ -223,7 +232,6 @@ func (c *config) finish(h *host) error {
 		}
 		c.RespawnMax = c.RespawnMin
 	}
-	c.Env = append(c.envFile, c.env...)
 	return c.identity(h)
 }
 

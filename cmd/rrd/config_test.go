@@ -47,6 +47,7 @@ func testHost(files map[string]string) *host {
 			return 0, errors.New("is no group of this system: name one, or give its number")
 		},
 		passDescriptors: func() error { return nil },
+		program:         func(path string) (string, string) { return path, "" },
 		maxProcs:        6,
 	}
 }

@@ -21,13 +21,18 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 		Policy: c.Policy, QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0),
 		Window: c.HandoffWindow, BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0),
 		RescueLimit: c.RescueLimit, MaxActive: c.MaxConnectionsActive,
-		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, Log: m.log,
+		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, NonblockingShared: c.node(), Log: m.log,
 		Hooks: dispatcher.Hooks{
 			Spoke:   func(id uint64) { m.pool.Spoke(id) },
 			Ready:   func(id uint64) { m.pool.Ready(id) },
 			Drained: func(id uint64) { m.pool.Drained(id) },
 			Reader:  func(id uint64, pid int) { m.pool.SetReader(id, pid) },
 			Health:  m.workerHealth,
+			HungUp:  func(id uint64) { m.pool.HungUp(id) },
+			Leaves: func(id uint64) {
+				m.log.Info().Str("event", "worker.leaves").Uint64("worker_id", id).Msg("worker leaves of its own accord")
+				m.pool.Leaves(id)
+			},
 			Broke: func(id uint64, reason string) {
 				m.log.Error().Str("event", "worker.broke").Uint64("worker_id", id).Str("reason", reason).
 					Msg("worker broke the protocol and is ended")
@@ -91,7 +96,9 @@ func (m *master) poolConfig(environ []string) pool.Config {
 	return pool.Config{
 		Size: c.Workers, Argv: command, Dir: c.Chdir, Env: environ, ExtraEnv: c.Env,
 		Credential: c.Credential, NoFile: c.WorkerNoFile, StopSignal: c.StopSignal, Protocol: m.protocol(),
-		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0,
+		// A Node program gets its listeners by its channel under every policy.
+		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0 && !c.node(),
+		Pair:            m.channels(),
 		SilentAfter:     silentAfter(c.StartTimeout),
 		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
 		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
@@ -105,6 +112,14 @@ func (m *master) poolConfig(environ []string) pool.Config {
 			},
 		},
 	}
+}
+
+// channels returns what makes them; nil stands for rrd's own protocol.
+func (m *master) channels() func(slot int) (handoff.Channel, *os.File, error) {
+	if m.cfg.node() {
+		return m.nodePair
+	}
+	return nil
 }
 
 // silentAfter is when a worker that says nothing is spoken of: after five
@@ -229,8 +244,19 @@ func (m *master) settled(slot int, ready bool) {
 }
 
 func (m *master) workerSilent(w pool.Worker) {
-	m.log.Error().Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
-		Str("reason", m.waysOut()).Msg("worker says nothing on its channel")
+	e, why := m.log.Error(), ""
+	if m.cfg.node() {
+		// It may serve all the same, past us; and what is wrong with one is wrong
+		// with all of them.
+		if m.saidSilent.Swap(true) {
+			return
+		}
+		e, why = m.log.Warn(), m.cfg.nodeCure()
+	} else {
+		why = m.waysOut()
+	}
+	e.Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
+		Str("reason", why).Msg("worker says nothing on its channel")
 }
 
 // waysOut is what to do about a program that does not speak to rrd.
@@ -239,7 +265,7 @@ func (m *master) waysOut() string {
 	switch {
 	case c.Policy == dispatcher.SchedRR:
 		return "under --policy rr a worker must speak to rrd: (1) a Go program uses rrd's worker library, or any language docs/protocol.md; " +
-			"(2) --policy none or reuseport for a program that takes its listeners by LISTEN_FDS; (3) a Node program, which this version cannot serve yet under rr"
+			"(2) --policy none or reuseport for a program that takes its listeners by LISTEN_FDS; (3) a Node program, which is recognised by its name or first line, or by --worker-protocol node"
 	case c.WorkerProtocol == pool.ProtocolNative:
 		return "with --worker-protocol rrd a worker must speak to rrd: leave it out for a program that takes its listeners by LISTEN_FDS"
 	}
@@ -255,7 +281,7 @@ func (m *master) workerDrain(w pool.Worker) {
 
 func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 	e := m.log.Info()
-	if !x.Requested {
+	if !x.Requested && !x.Left {
 		e = m.log.Error()
 	}
 	e = e.Str("event", "worker.exit").Int("worker", w.Slot).Int("worker_pid", w.PID).Int("generation", w.Generation).

@@ -36,6 +36,7 @@ func newFlagSet() *pflag.FlagSet {
 	fs.Usage = func() {}
 	for _, s := range settings {
 		fs.VarP(&flagValue{}, s.name, s.short, "")
+		fs.Lookup(s.name).NoOptDefVal = s.bare
 	}
 	fs.Bool("check", false, "")
 	fs.Bool("version", false, "")
@@ -71,6 +72,9 @@ func parseFlags(args []string) (*commandLine, error) {
 	line.dash = fs.ArgsLenAtDash() == 0
 	switch {
 	case !line.dash && fs.NArg() > 0:
+		if bare := lastBare(args[:len(args)-fs.NArg()]); bare != "" {
+			return nil, fmt.Errorf("--%s: takes a value only after =: write --%[1]s=%s, or -- before the command", bare, oneWord(fs.Arg(0)))
+		}
 		return nil, fmt.Errorf("%q is no flag: put -- before the command, as in rrd [flags] -- %s", fs.Arg(0), oneWord(fs.Arg(0)))
 	case line.dash && fs.NArg() == 0:
 		return nil, errors.New("there is no command after --: add one, or leave -- away for the built-in worker")
@@ -80,6 +84,19 @@ func parseFlags(args []string) (*commandLine, error) {
 		line.command = fs.Args()
 	}
 	return line, nil
+}
+
+// lastBare returns the setting that the last of words names without the value
+// that it may have, or "".
+func lastBare(words []string) string {
+	if len(words) == 0 {
+		return ""
+	}
+	name, is := strings.CutPrefix(words[len(words)-1], "--")
+	if s := findSetting(name); is && s != nil && s.bare != "" {
+		return name
+	}
+	return ""
 }
 
 // flagError puts what pflag has to say into our form.

@@ -11,7 +11,7 @@ Usage: rrd [flags] -- COMMAND [ARG...]   serve with workers that run COMMAND
 
 Connections                                              (default)
   -l, --listen [NAME=]ADDR[,opt=v]   repeatable; :80, 127.0.0.1:80, [::1]:80,
-                           unix:/path, fd:N, fd:NAME, udp://:53; opt is
+                           unix:/path, fd:N, fd:NAME, udp://:53; opt is as,
                            backlog, or for unix: mode, owner, group
   -p, --policy P           rr, none, reuseport, auto     (auto)
       --queue-limit N      connections that may wait     (4096)
@@ -25,6 +25,7 @@ Connections                                              (default)
 Workers
   -w, --workers N          1 to 1024, or one per CPU     (auto)
       --worker-protocol P  rrd, node, listen-fds, auto   (auto)
+      --ready-on-message   Node: when "ready" is sent, too (off)
       --start-timeout D    from spawn to ready           (30s)
       --ready-after D      ready without a word          (1s)
       --unhealthy-after D  replace one unwell so long    (10s)

@@ -35,6 +35,8 @@ func applyListen(h *host, c *config, values []string) error {
 				return badValue(v, "has the same name as another listener: name them apart, as in web=%s", address(v))
 			} else if sameAddress(other, &ln) {
 				return badValue(v, "is the same address as that of %q: remove one of them", other.Name)
+			} else if ln.As > 0 && other.As == ln.As && base(other) == base(&ln) {
+				return badValue(v, "has the same as= as %q, and programs could not tell them apart: change one of them", other.Name)
 			}
 		}
 		c.Listen = append(c.Listen, ln)
@@ -44,6 +46,15 @@ func applyListen(h *host, c *config, values []string) error {
 
 // address is v without its name.
 func address(v string) string { return v[len(listenName.FindString(v)):] }
+
+// base is the network without its family. That of an inherited descriptor is not
+// known yet; most are TCP.
+func base(ln *dispatcher.ListenerConfig) string {
+	if ln.Network == "fd" {
+		return "tcp"
+	}
+	return strings.TrimRight(ln.Network, "46")
+}
 
 // sameAddress says whether two listeners cannot both be bound. Ports that the
 // kernel chooses never collide.
@@ -217,6 +228,8 @@ func listenOption(h *host, v, key, value string, ln *dispatcher.ListenerConfig) 
 	switch {
 	case unixOnly && ln.Network != "unix":
 		return badValue(v, "has %s=, which only unix: listeners have: remove it", key)
+	case key == "as" && ln.Network == "unix":
+		return badValue(v, "has as=, and unix: listeners have no port: remove it")
 	case key == "backlog" && strings.HasPrefix(ln.Network, "udp"):
 		return badValue(v, "has backlog=, which udp:// has none of: remove it")
 	case key == "backlog" && ln.Network == "fd":
@@ -229,6 +242,12 @@ func listenOption(h *host, v, key, value string, ln *dispatcher.ListenerConfig) 
 			return badValue(v, "has a backlog= that is not a number from 1 to %d", 1<<20)
 		}
 		ln.Backlog = n
+	case "as":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || n > 65535 || value[0] == '+' {
+			return badValue(v, "has an as= that is not the port that the program asks for, from 1 to 65535")
+		}
+		ln.As = n
 	case "mode":
 		n, err := strconv.ParseUint(value, 8, 32)
 		if err != nil || n > 0o777 {
@@ -249,7 +268,7 @@ func listenOption(h *host, v, key, value string, ln *dispatcher.ListenerConfig) 
 		}
 		ln.GID = gid
 	default:
-		return badValue(v, "has an unknown option %q: the options are backlog=, mode=, owner= and group=", key)
+		return badValue(v, "has an unknown option %q: the options are backlog=, as=, mode=, owner= and group=", key)
 	}
 	return nil
 }

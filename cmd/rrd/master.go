@@ -43,6 +43,7 @@ type master struct {
 	metricsAt  string
 
 	draining   atomic.Bool
+	saidSilent atomic.Bool   // of a Node worker
 	lostBefore atomic.Uint64 // connections that died with their workers before the drain
 
 	mu        sync.Mutex
@@ -94,7 +95,8 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, stderr *os.File) int {
 	logWarnings(m.log, m.cfg)
 	m.log.Info().Str("event", "start").Int("pid", os.Getpid()).Str("policy", string(m.cfg.Policy)).
-		Str("reason", m.cfg.PolicyReason).Int("workers", m.cfg.Workers).Strs("command", m.cfg.Command).
+		Str("reason", m.cfg.PolicyReason).Str("protocol", string(m.protocol())).Str("protocol_reason", m.cfg.ProtocolReason).
+		Int("workers", m.cfg.Workers).Strs("command", m.cfg.Command).
 		Msg("starting")
 	var err error
 	if m.dispatcher, err = dispatcher.New(m.dispatcherConfig()); err != nil {

@@ -20,7 +20,9 @@ type setting struct {
 	list bool
 	// noEnv settings have no RRD_<NAME>.
 	noEnv bool
-	def   []string
+	// bare is what the flag means without a value, which then can only follow a "=".
+	bare string
+	def  []string
 	// apply sets the field of c. Its errors are those of badValue.
 	apply func(h *host, c *config, values []string) error
 }
@@ -56,6 +58,7 @@ var settings = []setting{
 	{name: "rescue-limit", def: one("1024"), apply: number(0, maxQueue, func(c *config) *int { return &c.RescueLimit })},
 	{name: "worker-max-connections-active", def: one("0"), apply: number(0, maxActive, func(c *config) *int { return &c.MaxConnectionsActive })},
 
+	{name: "ready-on-message", def: one("off"), bare: "on", apply: single(applyReadyOnMessage)},
 	{name: "start-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.StartTimeout })},
 	{name: "ready-after", def: one("1s"), apply: timeout(func(c *config) *time.Duration { return &c.ReadyAfter })},
 	{name: "unhealthy-after", def: one("10s"), apply: timeout(func(c *config) *time.Duration { return &c.UnhealthyAfter })},
