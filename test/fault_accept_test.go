@@ -74,21 +74,22 @@ func atDescriptorLimit(t *testing.T, f form) {
 		t.Errorf("said %d times in %v", n, hold)
 	}
 	r := finish()
-	var last time.Duration
+	first, last := time.Hour, time.Duration(0)
 	for i := range r.Results {
 		if res := &r.Results[i]; res.Outcome != load.OK {
 			t.Errorf("connection %d: %v, %v", res.Seq, res.Outcome, res.Err)
 		} else if res.Started < restored {
-			last = max(last, res.Answered-restored)
+			first, last = min(first, res.Answered-restored), max(last, res.Answered-restored)
 			if res.Answered < restored-50*time.Millisecond {
 				t.Errorf("connection %d was answered although no descriptor was free", res.Seq)
 			}
 		}
 	}
-	// The longest pause is 160 ms, then what came meanwhile is served, at last within
-	// 250 ms. The short form has time for the other tests of its moment.
-	if f.note(t, "all answered %v after there were descriptors again", last); last > time.Duration(f.of(1000, 250))*time.Millisecond {
-		t.Errorf("the last one was answered %v after there were descriptors again", last)
+	// The longest pause is 160 ms. The short form has time for the other tests of its
+	// moment, and the long one a machine's time to serve 1,500 who came in 30 s.
+	f.note(t, "the first of %d was answered %v after there were descriptors again, the last after %v", len(r.Results), first, last)
+	if first > time.Duration(f.of(1000, 250))*time.Millisecond || last > time.Second {
+		t.Errorf("answered %v to %v after there were descriptors again", first, last)
 	}
 	m.WaitStatus("all to be counted", func(s *harness.Status) bool { return s.Accepted() == 20+len(r.Results) })
 	if _, samples := m.Metrics(); sample(samples, "rrd_accept_errors_total", `reason="emfile"`) == 0 {
