@@ -28,7 +28,7 @@ var (
 func (c *Conn) heed(f *handoff.Frame, line []byte) (bool, error) {
 	// The two that come with every connection, as Node writes them.
 	if string(line) == handleAck[:len(handleAck)-1] {
-		c.window.arrive(false)
+		c.heedArrived()
 		return false, nil
 	}
 	if n, yes, ok := quickAnswer(line); ok {
@@ -54,7 +54,7 @@ func (c *Conn) heed(f *handoff.Frame, line []byte) (bool, error) {
 	case "NODE_HANDLE":
 		return false, c.tell([]byte(handleAck))
 	case "NODE_HANDLE_ACK":
-		c.window.arrive(false)
+		c.heedArrived()
 		return false, nil
 	case "NODE_HANDLE_NACK":
 		return c.heedLost(f), nil
@@ -114,6 +114,13 @@ func (c *Conn) answered(f *handoff.Frame, n uint64, yes bool) bool {
 		}
 	}
 	return true
+}
+
+// heedArrived: the oldest handle under way is in the worker.
+func (c *Conn) heedArrived() {
+	if h, ok := c.window.arrive(false); ok && h.share != nil {
+		_ = h.share.fd.Close()
+	}
 }
 
 // heedLost: the message of the oldest handle under way has come without its

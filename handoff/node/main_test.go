@@ -37,6 +37,12 @@ type link struct {
 func newLink(t testing.TB, c Config) *link {
 	t.Helper()
 	leakcheck.Check(t)
+	return bareLink(t, c)
+}
+
+// bareLink is newLink without a look for what is left behind, which takes time.
+func bareLink(t testing.TB, c Config) *link {
+	t.Helper()
 	l := &link{TB: t}
 	if c.Message == nil {
 		c.Message = func(text []byte) { l.said = append(l.said, string(text)) }
