@@ -166,18 +166,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Size < 1 || c.Size > MaxSize {
 		return c, fmt.Errorf("size %d: must be 1 to %d", c.Size, MaxSize)
 	}
-	if len(c.Argv) == 0 || c.Argv[0] == "" {
-		return c, fmt.Errorf("command is empty")
-	}
-	for _, word := range c.Argv {
-		if strings.ContainsRune(word, 0) {
-			return c, fmt.Errorf("command word %q: contains a NUL byte", word)
-		}
-	}
 	if c.Env == nil {
 		c.Env = os.Environ()
 	}
-	if err := checkExtraEnv(c.ExtraEnv); err != nil {
+	t := c.template()
+	if err := t.check(); err != nil {
 		return c, err
 	}
 	if c.HelperPath == "" {

@@ -37,6 +37,14 @@
 // TERM once it has drained, and KILL if that does not end it. Others
 // (listen-fds) get the stop signal at once.
 //
+// # Rolls
+//
+// Roll replaces all workers by those of another Template, Restart one by another of
+// its kind, both successor first: the slot's next process is started beside the one
+// that works there, takes its place when it is ready, and only then the old one
+// drains, as one of the older processes of its slot. A successor that fails stops the
+// roll, and what was replaced is put back in the same way (roll.go has the states).
+//
 // # Processes
 //
 // Each worker leads its own process group. TERM and the like go to the leader, for a

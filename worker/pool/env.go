@@ -58,7 +58,7 @@ func expander(slot, generation int) *strings.Replacer {
 // workerEnv builds the environment of one worker. Where a name is set twice the
 // later one holds: the master's, then --env, then ours. channelFD is -1 without
 // a channel. LISTEN_PID is left to the exec helper, which is the only one to know it.
-func workerEnv(c *Config, slot, generation int, listeners []Inherited, channelFD int, notifySocket string) []string {
+func workerEnv(c *Config, t *template, slot int, listeners []Inherited, channelFD int, notifySocket string) []string {
 	var env []string
 	at := make(map[string]int)
 	set := func(name, value string) {
@@ -75,13 +75,13 @@ func workerEnv(c *Config, slot, generation int, listeners []Inherited, channelFD
 			set(name, value)
 		}
 	}
-	x := expander(slot, generation)
-	for _, kv := range c.ExtraEnv {
+	x := expander(slot, t.generation)
+	for _, kv := range t.ExtraEnv {
 		name, value, _ := strings.Cut(kv, "=")
 		set(name, x.Replace(value))
 	}
 	set(handoff.EnvSlot, strconv.Itoa(slot))
-	set(handoff.EnvGeneration, strconv.Itoa(generation))
+	set(handoff.EnvGeneration, strconv.Itoa(t.generation))
 	if c.Protocol == ProtocolNode {
 		if options, ok := at[envNodeOptions]; ok {
 			_, value, _ := strings.Cut(env[options], "=")

@@ -124,9 +124,15 @@ func (p *Pool) gone(pr *proc) {
 		x := pr.exit
 		p.hooks.post(func() { hook(pr.w, x) })
 	}
-	if s.cur == pr {
+	p.rollEnded(pr)
+	switch {
+	case s.cur == pr:
 		s.cur = nil
 		p.succeed(pr)
+		return
+	case s.next == pr:
+		s.next = nil
+		p.refill(s)
 		return
 	}
 	s.older = slices.DeleteFunc(s.older, func(o *proc) bool { return o == pr })
@@ -149,6 +155,10 @@ func (p *Pool) succeed(pr *proc) {
 	s := pr.s
 	switch {
 	case p.stopping || s.index >= p.desired:
+	case s.held:
+		s.down = true
+	case s.next != nil || s.nextSpawning && s.nextTmpl != nil:
+		// It takes the place as soon as it can; see refill.
 	case pr.requested && pr.retired == "": // its slot was taken away and given back
 		p.start(s, StartScale)
 	case p.booting:

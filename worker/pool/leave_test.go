@@ -107,7 +107,7 @@ func TestLeavesIsNoCrash(t *testing.T) {
 // protocol.
 func TestNodeEnvironment(t *testing.T) {
 	c := Config{Protocol: ProtocolNode, Env: []string{"NODE_CHANNEL_FD=9", "NODE_UNIQUE_ID=77", "NODE_OPTIONS=--inspect", "PATH=/bin"}}
-	got := workerEnv(&c, 2, 1, nil, 3, "")
+	got := workerEnv(&c, newTemplate(c.template(), 1), 2, nil, 3, "")
 	slices.Sort(got)
 	want := []string{"NODE_CHANNEL_FD=3", "NODE_CHANNEL_SERIALIZATION_MODE=json", "NODE_OPTIONS=" + nodeOptions("--inspect", 2),
 		"NODE_UNIQUE_ID=3", "PATH=/bin", "RRD_GENERATION=1", "RRD_SLOT=2"}

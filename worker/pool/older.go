@@ -38,9 +38,7 @@ func (e *LeftError) Error() string {
 // ends, but its slot goes on.
 func (p *Pool) stick(pr *proc) {
 	pr.stuck = true
-	if pr.s.cur == pr {
-		p.supersede(pr.s)
-	}
+	p.leavePlace(pr)
 }
 
 // orphaned: the leader of pr has ended and its reader has not.
@@ -52,9 +50,32 @@ func (p *Pool) orphaned(pr *proc) {
 		p.hooks.post(func() { hook(pr.w) })
 	}
 	p.count(pr)
-	if pr.s.cur == pr {
-		p.supersede(pr.s)
+	p.leavePlace(pr)
+}
+
+// leavePlace: pr works in its slot no more, though it has not ended.
+func (p *Pool) leavePlace(pr *proc) {
+	s := pr.s
+	switch pr {
+	case s.cur:
+		p.rollEnded(pr)
+		p.supersede(s)
+	case s.next:
+		p.rollEnded(pr)
+		s.next = nil
+		s.older = append(s.older, pr)
+		p.refill(s)
 	}
+}
+
+// lingering counts the older processes that may never end.
+func (s *slot) lingering() (n int) {
+	for _, pr := range s.older {
+		if pr.stuck || pr.orphan() {
+			n++
+		}
+	}
+	return n
 }
 
 // supersede gives the place of a slot's process to a successor, if the process works
@@ -64,7 +85,7 @@ func (p *Pool) supersede(s *slot) {
 	pr := s.cur
 	switch {
 	case pr == nil || !pr.stuck && !pr.orphan():
-	case p.stopping || s.index >= p.desired || len(s.older) >= maxOlder:
+	case p.stopping || s.index >= p.desired || s.lingering() >= maxOlder:
 	case p.booting && (!pr.requested || pr.retired != ""):
 		p.failBoot(pr)
 	default:
@@ -78,7 +99,7 @@ func (p *Pool) supersede(s *slot) {
 func (p *Pool) left() *LeftError {
 	e := &LeftError{}
 	for _, s := range p.slots {
-		for _, pr := range append(s.older[:len(s.older):len(s.older)], s.cur) {
+		for _, pr := range append(s.older[:len(s.older):len(s.older)], s.cur, s.next) {
 			if pr == nil {
 				continue
 			}

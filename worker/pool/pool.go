@@ -36,16 +36,15 @@ const maxSpawns = 8
 // A Pool keeps the workers of one master. New makes it, Run works it; all other
 // methods may be called at any time, from any goroutine, hooks included.
 type Pool struct {
-	cfg        Config
-	sys        system
-	noFileHard bool           // Config.NoFile was given
-	inbox      *mailbox       // requests and news for the loop
-	hooks      *mailbox       // calls of hooks, in order
-	tasks      sync.WaitGroup // one for each start, and its readers
-	lastID     atomic.Uint64  // starts of processes
-	out        *printer       // nil when output is raw
-	strays     *reaper
-	spawnC     chan struct{} // a token for each spawn under way
+	cfg    Config
+	sys    system
+	inbox  *mailbox       // requests and news for the loop
+	hooks  *mailbox       // calls of hooks, in order
+	tasks  sync.WaitGroup // one for each start, and its readers
+	lastID atomic.Uint64  // starts of processes
+	out    *printer       // nil when output is raw
+	strays *reaper
+	spawnC chan struct{} // a token for each spawn under way
 
 	resizeMu sync.Mutex // one resize at a time, as its hook is asked in between
 
@@ -53,17 +52,21 @@ type Pool struct {
 	phase   phase
 
 	// State of the loop.
-	slots    []*slot // by index; those from desired on are on their way out
-	procs    map[uint64]*proc
-	desired  int
-	spawning int // starts that are no process yet
-	stopping bool
-	booting  bool          // no worker was ready yet
-	boot     []BootFailure // while booting
-	startups [len(startBounds) + 1]uint64
-	startSum time.Duration
-	leaveAt  time.Time // when what does not end is left behind; zero if there is more
-	oomSeen  uint64
+	slots []*slot // by index; those from desired on are on their way out
+	procs map[uint64]*proc
+	tmpl  *template // of slots that are new; after a roll, the new one
+	roll  *roll     // nil: none is under way
+	// generations counts the rolls, failed ones too, from 1.
+	generations int
+	desired     int
+	spawning    int // starts that are no process yet
+	stopping    bool
+	booting     bool          // no worker was ready yet
+	boot        []BootFailure // while booting
+	startups    [len(startBounds) + 1]uint64
+	startSum    time.Duration
+	leaveAt     time.Time // when what does not end is left behind; zero if there is more
+	oomSeen     uint64
 	// spawnCtx ends the spawns under way when all are to be killed.
 	spawnCtx  context.Context
 	killSpawn context.CancelFunc
@@ -95,20 +98,17 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make pool: %w", err)
 	}
-	asked := c.NoFile > 0
-	if c.NoFile == 0 {
-		c.NoFile = OriginalNoFile()
-	}
 	p := &Pool{
-		cfg:        c,
-		noFileHard: asked,
-		inbox:      newMailbox(),
-		hooks:      newMailbox(),
-		strays:     newReaper(),
-		spawnC:     make(chan struct{}, maxSpawns),
-		procs:      make(map[uint64]*proc),
-		desired:    c.Size,
-		booting:    true,
+		cfg:         c,
+		tmpl:        newTemplate(c.template(), 1),
+		generations: 1,
+		inbox:       newMailbox(),
+		hooks:       newMailbox(),
+		strays:      newReaper(),
+		spawnC:      make(chan struct{}, maxSpawns),
+		procs:       make(map[uint64]*proc),
+		desired:     c.Size,
+		booting:     true,
 	}
 	if c.Output.Mode != OutputRaw {
 		p.out = newPrinter(c.Output)
@@ -225,6 +225,7 @@ func (p *Pool) loop(ctx context.Context) error {
 			f()
 		}
 		p.expire(now)
+		p.advanceRoll(now)
 	}
 }
 
@@ -278,7 +279,7 @@ func (p *Pool) finished() (bool, error) {
 	}
 	var failed error
 	for _, s := range p.slots[:p.desired] {
-		if !s.down {
+		if !s.down || s.held {
 			return false, nil
 		}
 		switch x := s.lastExit; {
@@ -369,6 +370,24 @@ func (p *Pool) Signal(slot int, sig syscall.Signal) (err error) {
 		}
 	})
 	return err
+}
+
+// onSlot has f called with a slot in use.
+func (p *Pool) onSlot(what string, slot int, f func(*slot) error) error {
+	err := ErrStopping
+	p.ask(func() {
+		switch {
+		case p.stopping || p.phase == phaseOver:
+		case slot < 0 || slot >= p.desired:
+			err = ErrNoWorker
+		default:
+			err = f(p.slots[slot])
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("%s slot %d: %w", what, slot, err)
+	}
+	return nil
 }
 
 // Resize sets the number of workers, from 1 to MaxSize. New slots are started;

@@ -67,12 +67,18 @@ func (e *SpawnError) Unwrap() error { return e.Err }
 
 // live starts one process for s, and stays with it until it is gone, or left behind.
 // Run waits for it (tasks). All that it learns it posts to the loop.
-func (p *Pool) live(ctx context.Context, s *slot, generation int) {
-	b, err := p.spawn(ctx, s, generation)
+func (p *Pool) live(ctx context.Context, s *slot, t *template, successor bool) {
+	b, err := p.spawn(ctx, s, t)
 	if err != nil {
-		p.inbox.post(func() { p.spawnFailed(s, fmt.Errorf("spawn worker: %w", err)) })
+		err = fmt.Errorf("spawn worker: %w", err)
+		if successor {
+			p.inbox.post(func() { p.successorFailed(s, err) })
+		} else {
+			p.inbox.post(func() { p.spawnFailed(s, err) })
+		}
 		return
 	}
+	b.pr.successor = successor
 	p.inbox.post(func() { p.started(s, b.pr, b.channel) })
 	if b.notify != nil {
 		p.tasks.Go(func() { p.listenReady(b) }) // ends with the socket, closed below
@@ -132,7 +138,7 @@ type born struct {
 
 // spawn makes one process. The child's ends of everything are closed when it
 // returns; the master's ends are in b, or closed after an error.
-func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err error) {
+func (p *Pool) spawn(ctx context.Context, s *slot, t *template) (_ *born, err error) {
 	select {
 	case p.spawnC <- struct{}{}:
 		defer func() { <-p.spawnC }()
@@ -158,10 +164,10 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 		}
 	}()
 
-	x := expander(s.index, generation)
+	x := expander(s.index, t.generation)
 	sp := &spec{
 		stdout: os.Stdout, stderr: os.Stderr,
-		dir: x.Replace(cfg.Dir), nofile: cfg.NoFile, nofileHard: p.noFileHard, credential: cfg.Credential, helper: cfg.HelperPath,
+		dir: x.Replace(t.Dir), nofile: t.NoFile, nofileHard: t.hardLimit, credential: t.Credential, helper: cfg.HelperPath,
 	}
 	var listeners []Inherited
 	if cfg.mayBeListenFDs() && cfg.Hooks.Listeners != nil {
@@ -200,21 +206,21 @@ func (p *Pool) spawn(ctx context.Context, s *slot, generation int) (_ *born, err
 		}
 		childEnds = append(childEnds, sp.stdout, sp.stderr)
 	}
-	for _, word := range cfg.Argv {
+	for _, word := range t.Argv {
 		sp.argv = append(sp.argv, x.Replace(word))
 	}
 	if cfg.Protocol == ProtocolNode {
 		sp.argv = nodeArgv(sp.argv, s.index)
 	}
-	sp.env = workerEnv(cfg, s.index, generation, listeners, channelFD, notifyName)
+	sp.env = workerEnv(cfg, t, s.index, listeners, channelFD, notifyName)
 
 	started := time.Now()
 	pr, err := p.sys.launch(ctx, sp)
 	if err != nil {
 		return nil, err
 	}
-	b.pr = &proc{s: s, p: pr, releasedC: make(chan struct{}), w: Worker{
-		ID: p.lastID.Add(1), Slot: s.index, Generation: generation, PID: pr.pid(), Started: started,
+	b.pr = &proc{s: s, p: pr, tmpl: t, releasedC: make(chan struct{}), w: Worker{
+		ID: p.lastID.Add(1), Slot: s.index, Generation: t.generation, PID: pr.pid(), Started: started,
 	}}
 	return b, nil
 }

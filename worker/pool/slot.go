@@ -10,9 +10,17 @@ import (
 // slot is a worker's place, kept over respawns. The loop owns it.
 type slot struct {
 	index int
-	cur   *proc // newest process, or nil
-	// older are those whose place it took: at most maxOlder, oldest first.
+	tmpl  *template // its processes are started with
+	cur   *proc     // the one that works here, or nil
+	// next is to take the place of cur once it is ready; see replace.go.
+	next         *proc
+	nextTmpl     *template // nil: none is wanted
+	nextSpawning bool
+	nextWhy      StartReason
+	// older are those whose place was taken and that have not ended, oldest first: they
+	// drain, or are stuck or orphans, of which there are at most maxOlder.
 	older    []*proc
+	held     bool // DrainSlot: it is not started again
 	spawning bool
 	// startAt is when it is started next, why is the reason; zero for no plan.
 	startAt time.Time
@@ -29,9 +37,12 @@ type slot struct {
 
 // proc is one process until it is gone. The loop owns it.
 type proc struct {
-	w Worker
-	s *slot
-	p process
+	w    Worker
+	s    *slot
+	p    process
+	tmpl *template
+
+	successor bool // started as its slot's next, and not promoted
 
 	state     State // starting, ready or draining
 	native    bool  // speaks on its channel, or has to
@@ -104,6 +115,7 @@ func (p *Pool) growSlots(n int) {
 	for i := len(p.slots); i < n; i++ {
 		p.slots = append(p.slots, &slot{
 			index:   i,
+			tmpl:    p.tmpl,
 			backoff: backoff{min: p.cfg.RespawnMin, max: p.cfg.RespawnMax},
 		})
 	}
@@ -114,8 +126,8 @@ func (p *Pool) start(s *slot, why StartReason) {
 	s.startAt, s.pause, s.why = time.Time{}, 0, why
 	s.spawning = true
 	p.spawning++
-	generation := 1 // rolls will raise it
-	p.tasks.Go(func() { p.live(p.spawnCtx, s, generation) })
+	t := s.tmpl
+	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, false) })
 }
 
 // plan sets the next start of the slot.
@@ -132,10 +144,28 @@ func (p *Pool) plan(s *slot, d time.Duration, why StartReason) {
 
 // started: the command of s runs. c is the master's end of its channel.
 func (p *Pool) started(s *slot, pr *proc, c handoff.Channel) {
-	s.spawning = false
 	p.spawning--
-	s.cur = pr
-	s.starts[s.why]++
+	surplus := false
+	switch {
+	case pr.successor && s.nextTmpl == pr.tmpl:
+		s.nextSpawning = false
+		s.next = pr
+		s.starts[s.nextWhy]++
+	case pr.successor: // given up while it was being spawned
+		s.nextSpawning = false
+		surplus = true
+		s.older = append(s.older, pr)
+		s.starts[s.nextWhy]++
+	case s.cur != nil: // a successor was faster
+		s.spawning = false
+		surplus = true
+		s.older = append(s.older, pr)
+		s.starts[s.why]++
+	default:
+		s.spawning = false
+		s.cur = pr
+		s.starts[s.why]++
+	}
 	p.procs[pr.w.ID] = pr
 
 	cfg, now := &p.cfg, time.Now()
@@ -154,7 +184,7 @@ func (p *Pool) started(s *slot, pr *proc, c handoff.Channel) {
 	} else if c != nil {
 		c.Close() // nobody wants it
 	}
-	if p.stopping || s.index >= p.desired { // while it was being spawned
+	if p.stopping || s.index >= p.desired || surplus || s.held { // while it was being spawned
 		p.drain(pr)
 	}
 }
@@ -168,7 +198,7 @@ func (p *Pool) spawnFailed(s *slot, err error) {
 		p.hooks.post(func() { hook(s.index, err) })
 	}
 	switch {
-	case p.stopping || s.index >= p.desired:
+	case p.stopping || s.index >= p.desired || s.held || s.cur != nil:
 	case p.booting:
 		p.boot = append(p.boot, BootFailure{Slot: s.index, Err: err})
 	default:
@@ -209,9 +239,12 @@ func (p *Pool) setDesired(n int) {
 		// One that still drains, or is being spawned, goes on at its end.
 		s := p.slots[i]
 		p.supersede(s)
-		if s.cur == nil && !s.spawning && s.startAt.IsZero() {
+		if s.cur == nil && !s.spawning && s.startAt.IsZero() && !s.held {
 			p.start(s, StartScale)
 		}
+	}
+	if n > old {
+		p.roll.grow(p.slots[old:n])
 	}
 	for i := n; i < old; i++ {
 		p.vacate(p.slots[i])
@@ -226,6 +259,7 @@ func (p *Pool) nextDeadline() (next time.Time) {
 		}
 	}
 	consider(p.leaveAt)
+	consider(p.rollDeadline())
 	for _, s := range p.slots {
 		consider(s.startAt)
 	}

@@ -96,16 +96,18 @@ type SlotStatus struct {
 	Starts        map[StartReason]uint64
 	Exits         map[Cause]uint64
 	SpawnFailures uint64 // starts that made no process
-	// Older are the processes whose place it took and that have not ended, oldest
-	// first.
+	// Older are the processes whose place was taken and that have not ended, oldest
+	// first; Next is the one that is to take the place of Worker.
 	Older    []OlderStatus
+	Next     *OlderStatus
+	Held     bool  // by DrainSlot
 	LastExit *Exit // nil before the first; not to be changed
 }
 
-// OlderStatus is a process that does not work in its slot any more.
+// OlderStatus is a process that does not work in its slot any more, or not yet.
 type OlderStatus struct {
 	Worker
-	State     State // stuck or orphan
+	State     State // stuck, orphan or draining; of the next one starting or ready
 	Uptime    time.Duration
 	ReaderPID int // the process that speaks on its channel, if not PID
 }
@@ -163,7 +165,7 @@ func (p *Pool) snapshot(now time.Time) Snapshot {
 		},
 	}
 	for _, s := range p.slots {
-		if s.index < p.desired || s.cur != nil || s.spawning || len(s.older) > 0 {
+		if s.index < p.desired || s.cur != nil || s.next != nil || s.spawning || s.nextSpawning || len(s.older) > 0 {
 			snap.Slots = append(snap.Slots, s.status(now))
 		} else {
 			snap.Removed = append(snap.Removed, s.status(now))
@@ -200,16 +202,29 @@ func (s *slot) status(now time.Time) SlotStatus {
 		st.Uptime = now.Sub(pr.w.Started)
 	}
 	for _, pr := range s.older {
-		o := OlderStatus{Worker: pr.w, State: StateStuck, Uptime: now.Sub(pr.w.Started)}
-		if pr.orphan() {
-			o.State = StateOrphan
-		}
-		if pr.reader.alive() {
-			o.ReaderPID = pr.reader.pid
-		}
-		st.Older = append(st.Older, o)
+		st.Older = append(st.Older, pr.status(now))
 	}
+	if s.next != nil {
+		o := s.next.status(now)
+		st.Next = &o
+	}
+	st.Held = s.held
 	return st
+}
+
+// status describes a process that is not its slot's own.
+func (pr *proc) status(now time.Time) OlderStatus {
+	o := OlderStatus{Worker: pr.w, State: pr.state, Uptime: now.Sub(pr.w.Started)}
+	switch {
+	case pr.orphan():
+		o.State = StateOrphan
+	case pr.stuck:
+		o.State = StateStuck
+	}
+	if pr.reader.alive() {
+		o.ReaderPID = pr.reader.pid
+	}
+	return o
 }
 
 func (s *slot) state() State {

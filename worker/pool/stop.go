@@ -96,13 +96,15 @@ func (p *Pool) kill(pr *proc, reason string) {
 
 // vacate ends a slot's worker and forgets its plans.
 func (p *Pool) vacate(s *slot) {
-	s.startAt, s.pause, s.down = time.Time{}, 0, false
+	s.startAt, s.pause, s.down, s.held = time.Time{}, 0, false, false
 	s.backoff.failures = 0
 	for _, pr := range s.older {
 		p.drain(pr)
 	}
-	if s.cur != nil {
-		p.drain(s.cur)
+	for _, pr := range []*proc{s.next, s.cur} {
+		if pr != nil {
+			p.drain(pr)
+		}
 	}
 }
 
