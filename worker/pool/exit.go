@@ -21,7 +21,8 @@ type Exit struct {
 	Uptime   time.Duration // until the leader ended
 	WasReady bool
 	Spoke    bool // it said something on its channel
-	// Left: it said that it was leaving of its own accord, and then ended cleanly.
+	// Left: it ended cleanly of its own accord, as it had said before, or as Node
+	// workers do that have closed their channel.
 	Left bool
 	// ReaderLost: another process spoke on its channel (SetReader) and ended, how is
 	// not known, and the leader was killed because it did not follow by itself.
@@ -81,7 +82,7 @@ func (p *Pool) leaderEnded(pr *proc, status exitStatus) {
 		Uptime:     time.Since(pr.w.Started),
 		WasReady:   pr.wasReady,
 		Spoke:      pr.said,
-		Left:       pr.leaves && !pr.requested && status.signal == 0 && status.code == 0,
+		Left:       (pr.leaves || p.cfg.Protocol == ProtocolNode && pr.wasReady) && !pr.requested && status.signal == 0 && status.code == 0,
 		ReaderLost: pr.shellOnly,
 	}
 	pr.exit.Reason = pr.retired
