@@ -293,3 +293,57 @@ func TestNodeMessagesAreLoggedAtDebug(t *testing.T) {
 		t.Errorf("at info: %s", log.String())
 	}
 }
+
+// What the rooms are told about Node: the listeners come by the channel under
+// every policy, and sockets are left as Node needs them.
+func TestNodeConfigOfTheRooms(t *testing.T) {
+	for args, node := range map[string]bool{
+		"--policy none --listen :0 -- node x":                              true,
+		"--policy none --listen :0 -- ./x":                                 false,
+		"--policy none --worker-protocol listen-fds --listen :0 -- node x": false,
+	} {
+		c, _, err := testHost(nil).parseConfig(words(args), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &master{cfg: c}
+		p, d := m.poolConfig(nil), m.dispatcherConfig()
+		if p.SharesListeners == node || d.NonblockingShared != node || (p.Pair != nil) != node || (p.Protocol == pool.ProtocolNode) != node {
+			t.Errorf("%s: shares %v, nonblocking %v, protocol %s", args, p.SharesListeners, d.NonblockingShared, p.Protocol)
+		}
+	}
+	ch, child, err := (&master{cfg: &config{}}).nodePair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	defer child.Close()
+	if !ch.Traits().HangsUp {
+		t.Error("it is no channel of Node's")
+	}
+}
+
+// A worker that left of its own accord is no error in the log.
+func TestNodeExitIsToldByHowItLeft(t *testing.T) {
+	for level, x := range map[string]pool.Exit{"info": {Left: true}, "error": {Code: 1}} {
+		var log bytes.Buffer
+		c, _, err := testHost(nil).parseConfig(words("-- node x"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &master{cfg: c, log: zerolog.New(&log), wasReady: map[int]bool{}}
+		if m.dispatcher, err = dispatcher.New(m.dispatcherConfig()); err != nil {
+			t.Fatal(err)
+		}
+		if m.pool, err = pool.New(m.poolConfig([]string{})); err != nil {
+			t.Fatal(err)
+		}
+		m.workerExited(pool.Worker{Slot: 1}, x)
+		if err := m.dispatcher.Close(); err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(log.String(), `"level":"`+level+`","event":"worker.exit"`) {
+			t.Errorf("want %s: %s", level, log.String())
+		}
+	}
+}
