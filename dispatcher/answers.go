@@ -105,7 +105,7 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		}
 		l.review(k)
 		l.settleAsked(k)
-		l.tell(k, l.cfg.Hooks.Ready)
+		l.sayReady(k)
 	case handoff.Listen:
 		l.listenAsked(k, f)
 	case handoff.Leave:

@@ -215,6 +215,9 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 		ln.asked.users[k.slot] = k.id
 	}
 	k.joined = append(k.joined, ln.wire)
+	if k.settleAt != 0 {
+		k.settleAt = l.now + settleAfter
+	}
 	l.say(k, f, share)
 }
 

@@ -33,6 +33,9 @@ func (l *loop) nextDeadline() int64 {
 	if l.cfg.HangTimeout > 0 && len(l.byID) > 0 {
 		sooner(l.beatAt)
 	}
+	for _, k := range l.settling {
+		sooner(k.settleAt)
+	}
 	if len(l.retries) > 0 || l.refsUntil > l.now && l.table.waiting > 0 {
 		sooner(l.refsUntil)
 	}
@@ -112,6 +115,9 @@ func (l *loop) deadlines() {
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0
 		l.watchAll()
+	}
+	if len(l.settling) > 0 {
+		l.settle()
 	}
 	if len(l.agains) > 0 {
 		l.dueAgains()

@@ -43,6 +43,7 @@ type link struct {
 	joined       []uint32 // the listeners it has, by wire, as often as it asked
 	listens      int      // LISTENs not left again
 	pings        uint64
+	settleAt     int64   // ready then, also without its predecessor's listeners
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
 	pause        int64   // after its next reject, where it says no AGAIN
 	lateSince    int64
@@ -375,6 +376,9 @@ func (l *loop) remove(worker uint64, how Removal) {
 	l.links[k.idx] = nil
 	delete(l.byID, worker)
 	l.leaveAsked(k)
+	if slices.ContainsFunc(l.links, func(o *link) bool { return o != nil && o.slot == k.slot && o.ready && !o.gone }) {
+		l.releaseAsked(k.slot) // its successor has what it wants
+	}
 	if l.cfg.Policy == SchedReuseport {
 		l.reviewSlots()
 	}

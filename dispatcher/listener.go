@@ -40,6 +40,8 @@ type listener struct {
 	looking   bool  // a look is under way
 	shaking   bool  // the last look found some, or there was none yet
 	dropQueue bool  // nobody is left to serve what waits
+	// waitClosed is closed when the sockets are.
+	waitClosed []chan struct{}
 }
 
 // nameStats are the counts of a listener's name; they outlive the listener.
@@ -282,6 +284,10 @@ func (l *loop) closed(ln *listener) {
 		l.giveBack(ln, s)
 	}
 	ln.closeSockets()
+	for _, c := range ln.waitClosed {
+		close(c)
+	}
+	ln.waitClosed = nil
 	ln.stats.Open = slices.ContainsFunc(l.listeners, func(o *listener) bool {
 		return o != nil && o.stats == ln.stats && len(o.sockets()) > 0 // it has the same name
 	})

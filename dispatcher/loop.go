@@ -46,6 +46,7 @@ type loop struct {
 	agains    []pendingAgain
 	healths   []*link // whose health is to be told
 	late      []*link
+	settling  []*link // ready, but for their predecessor's listeners
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed
 	defunct   int     // closed listeners with connections that are still to be answered

@@ -1,0 +1,167 @@
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// What may change while connections pass. The policy may not.
+
+// Limits are the parts of Config that a reload may change; a zero field means what
+// it means there.
+type Limits struct {
+	QueueLimit   int
+	QueueTimeout time.Duration
+	Window       int
+	BusyAfter    time.Duration
+	HangTimeout  time.Duration
+	RescueLimit  int
+	MaxActive    int
+	DrainTimeout time.Duration
+	Configured   bool
+}
+
+// SetLimits has new limits hold from the next turn on. Nothing that already waits or
+// is in flight is dropped for them; what workers are told when they start (that
+// the master rescues, or limits how many they have) only those hear that come later.
+func (d *Dispatcher) SetLimits(c Limits) error {
+	return d.do(context.Background(), func(l *loop) { l.setLimits(c) })
+}
+
+func (l *loop) setLimits(c Limits) {
+	n := *l.cfg
+	n.QueueLimit, n.QueueTimeout, n.Window = c.QueueLimit, c.QueueTimeout, c.Window
+	n.BusyAfter, n.HangTimeout, n.RescueLimit = c.BusyAfter, c.HangTimeout, c.RescueLimit
+	n.MaxActive, n.DrainTimeout, n.Configured = c.MaxActive, c.DrainTimeout, c.Configured
+	*l.cfg = n.withDefaults()
+	l.beatAt = l.now + l.beatEvery()
+	l.table.window = int32(l.cfg.Window)
+	for _, k := range l.links {
+		if k == nil {
+			continue
+		}
+		switch {
+		case k.pause > 0: // tried with one at a time
+		case l.cfg.MaxActive > 0:
+			l.limit(k)
+		default:
+			l.table.setWindow(k.idx, l.cfg.Window)
+		}
+		l.review(k)
+	}
+	for l.keptLen > l.cfg.RescueLimit {
+		l.letGo(l.kept.head)
+	}
+	if !l.queueFull && l.table.waiting >= l.cfg.QueueLimit || l.queueFull && l.table.waiting <= l.resumeBelow() {
+		l.queueFull = !l.queueFull
+		l.watchAll()
+	}
+}
+
+// CloseListener closes a listener of the configuration, losing nobody: who is in
+// its queue is served. It returns when the socket is closed, or ctx ends.
+func (d *Dispatcher) CloseListener(ctx context.Context, name string) error {
+	closed := make(chan struct{})
+	found := false
+	err := d.do(ctx, func(l *loop) {
+		for _, ln := range l.listeners {
+			if ln != nil && ln.asked == nil && ln.conf.Name == name && len(ln.sockets()) > 0 {
+				found = true
+				ln.waitClosed = append(ln.waitClosed, closed)
+				l.startClosing(ln)
+				return
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("close listener %s: %w", name, err)
+	case !found:
+		return fmt.Errorf("close listener %s: there is none", name)
+	}
+	select {
+	case <-closed:
+		return nil
+	case <-d.ended:
+		return fmt.Errorf("close listener %s: %w", name, ErrClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("close listener %s: %w", name, ctx.Err())
+	}
+}
+
+// ChangeListener changes what can be changed of a listener that stays: its backlog,
+// and the port that programs mean by it (ListenerConfig.As). 0 leaves the backlog.
+func (d *Dispatcher) ChangeListener(name string, backlog, as int) error {
+	found := false
+	err := d.do(context.Background(), func(l *loop) {
+		for _, ln := range l.listeners {
+			if ln == nil || ln.asked != nil || ln.conf.Name != name || ln.closing || len(ln.sockets()) == 0 {
+				continue
+			}
+			found = true
+			ln.conf.As = as
+			if backlog > 0 && backlog != ln.conf.Backlog {
+				ln.conf.Backlog = backlog
+				for _, s := range ln.sockets() {
+					if !s.packet() {
+						setBacklog(s.fd, backlog)
+					}
+				}
+			}
+		}
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("change listener %s: there is none", name)
+	}
+	return err
+}
+
+// A successor that serves fewer listeners than the one whose place it is to take
+// would leave clients of the others without a worker. So a worker whose slot has one
+// that serves is told to be ready only when it has joined all that the other has, or
+// has asked for nothing new for settleAfter.
+
+const settleAfter = int64(time.Second)
+
+// sayReady has the hook called, now or when the worker has settled.
+func (l *loop) sayReady(k *link) {
+	if l.settled(k) {
+		l.tell(k, l.cfg.Hooks.Ready)
+		return
+	}
+	k.settleAt = l.now + settleAfter
+	l.settling = append(l.settling, k)
+}
+
+// settled says whether k has all the listeners of those who serve in its slot.
+func (l *loop) settled(k *link) bool {
+	for _, old := range l.links {
+		if old == nil || old == k || old.slot != k.slot || old.gone || !old.ready || slices.Contains(l.settling, old) {
+			continue
+		}
+		for _, w := range old.joined {
+			if ln := l.byWire[w]; ln != nil && !ln.closing && len(ln.sockets()) > 0 && !slices.Contains(k.joined, w) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// settle looks at those who are not settled yet.
+func (l *loop) settle() {
+	rest := l.settling[:0]
+	for _, k := range l.settling {
+		switch {
+		case l.links[k.idx] != k || k.gone:
+		case k.settleAt <= l.now || l.settled(k):
+			l.tell(k, l.cfg.Hooks.Ready)
+		default:
+			rest = append(rest, k)
+		}
+	}
+	clear(l.settling[len(rest):])
+	l.settling = rest
+}
