@@ -64,21 +64,7 @@ func bareLink(t testing.TB, c Config) *link {
 
 func dupOf(t testing.TB, f *os.File) handoff.FD {
 	t.Helper()
-	rc, err := f.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var d handoff.FD
-	var dupErr error
-	err = rc.Control(func(n uintptr) {
-		var fd int
-		fd, dupErr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
-		d = handoff.Own(fd)
-	})
-	if err != nil || dupErr != nil {
-		t.Fatal(err, dupErr)
-	}
-	return d
+	return socketOf(t, f)
 }
 
 // openFile opens a file that is like no other; it closes with the test.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,20 +152,8 @@ func client(t testing.TB) (net.Conn, handoff.FD) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	rc, err := s.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var d handoff.FD
-	var dupErr error
-	if err := rc.Control(func(n uintptr) {
-		d, dupErr = handoff.FD{}, nil
-		x, e := unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
-		d, dupErr = handoff.Own(x), e
-	}); err != nil || dupErr != nil {
-		t.Fatal(err, dupErr)
-	}
-	t.Cleanup(func() { _ = d.Close() })
+	d := socketOf(t, s.(*net.TCPConn))
+	t.Cleanup(func() { _ = d.Close() }) // again or at last
 	return c, d
 }
 
@@ -179,7 +168,29 @@ func (r *real) hand(seq uint64, wire uint32) net.Conn {
 	if f := r.want(handoff.Ack); f.Seq != seq {
 		r.Fatalf("acked %d, want %d", f.Seq, seq)
 	}
+	_ = d.Close() // as the master does: both copies must go for the connection to end
 	return c
+}
+
+// socketOf returns a descriptor of one's own for what c has open. Never c.File():
+// that makes the open socket blocking.
+func socketOf(t testing.TB, c syscall.Conn) handoff.FD {
+	t.Helper()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d handoff.FD
+	var dupErr error
+	err = rc.Control(func(n uintptr) {
+		var fd int
+		fd, dupErr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
+		d = handoff.Own(fd)
+	})
+	if err != nil || dupErr != nil {
+		t.Fatal(err, dupErr)
+	}
+	return d
 }
 
 func get(t testing.TB, c net.Conn) string {
