@@ -25,9 +25,10 @@ import (
 func TestNodeWebsockets(t *testing.T) {
 	const workers, each, total = 4, 25, 20_000
 	m := node(t, workers, "ws.js", harness.Options{Args: []string{"--policy", "rr"}})
+	address := m.Addr()
 	by := make(map[int]int)
 	for i := range workers * each {
-		pid, err := websocket(m.Addr(), i)
+		pid, err := websocket(address, i)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +47,7 @@ func TestNodeWebsockets(t *testing.T) {
 				if i > total {
 					return
 				}
-				if _, err := websocket(m.Addr(), int(i)); err != nil && failed.Add(1) < 10 {
+				if _, err := websocket(address, int(i)); err != nil && failed.Add(1) < 10 {
 					t.Errorf("websocket %d: %v", i, err)
 				}
 			}
