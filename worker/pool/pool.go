@@ -36,7 +36,8 @@ const maxSpawns = 8
 // A Pool keeps the workers of one master. New makes it, Run works it; all other
 // methods may be called at any time, from any goroutine, hooks included.
 type Pool struct {
-	cfg    Config
+	cfg    Config // SetLimits changes it: for the loop only
+	fixed  Config // as it was made, for all goroutines
 	sys    system
 	inbox  *mailbox       // requests and news for the loop
 	hooks  *mailbox       // calls of hooks, in order
@@ -100,6 +101,7 @@ func New(c Config) (*Pool, error) {
 	}
 	p := &Pool{
 		cfg:         c,
+		fixed:       c,
 		tmpl:        newTemplate(c.template(), 1),
 		generations: 1,
 		inbox:       newMailbox(),
@@ -412,7 +414,7 @@ func (p *Pool) resize(change func(int) int) (int, error) {
 	if to < 1 || to > MaxSize {
 		return from, fmt.Errorf("resize from %d to %d workers: must be 1 to %d", from, to, MaxSize)
 	}
-	if may := p.cfg.Hooks.MayResize; may != nil && to != from {
+	if may := p.fixed.Hooks.MayResize; may != nil && to != from {
 		if err := may(from, to); err != nil {
 			return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, err)
 		}

@@ -67,8 +67,9 @@ func (e *SpawnError) Unwrap() error { return e.Err }
 
 // live starts one process for s, and stays with it until it is gone, or left behind.
 // Run waits for it (tasks). All that it learns it posts to the loop.
-func (p *Pool) live(ctx context.Context, s *slot, t *template, successor bool) {
-	b, err := p.spawn(ctx, s, t)
+// limit is how long the start may take, negative for ever.
+func (p *Pool) live(ctx context.Context, s *slot, t *template, limit time.Duration, successor bool) {
+	b, err := p.spawn(ctx, s, t, limit)
 	if err != nil {
 		err = fmt.Errorf("spawn worker: %w", err)
 		if successor {
@@ -138,19 +139,19 @@ type born struct {
 
 // spawn makes one process. The child's ends of everything are closed when it
 // returns; the master's ends are in b, or closed after an error.
-func (p *Pool) spawn(ctx context.Context, s *slot, t *template) (_ *born, err error) {
+func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Duration) (_ *born, err error) {
 	select {
 	case p.spawnC <- struct{}{}:
 		defer func() { <-p.spawnC }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	cfg := &p.cfg
-	if cfg.StartTimeout >= 0 {
+	cfg := &p.fixed
+	if limit >= 0 {
 		// A helper that hangs in chdir or exec (a dead network file system) is
 		// a start that takes too long.
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, cfg.StartTimeout)
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
 	b := &born{}

@@ -14,7 +14,8 @@ func (p *Pool) startNext(s *slot, t *template, why StartReason) {
 	if s.cur == nil { // it was to be started again: the successor is that start
 		s.startAt, s.pause = time.Time{}, 0
 	}
-	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, true) })
+	limit := p.cfg.StartTimeout
+	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, limit, true) })
 }
 
 // dropNext gives a successor up: it drains as if its place had been taken.

@@ -471,3 +471,30 @@ func TestDrainAndUndrainSlot(t *testing.T) {
 		w.finish()
 	})
 }
+
+func TestLimitsChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serving(t, 1, Config{})
+		limits := Limits{StopTimeout: 2 * time.Second, DrainTimeout: 3 * time.Second, RespawnMin: 20 * time.Second, RespawnMax: 20 * time.Second, Restart: RestartOnFailure}
+		if err := w.SetLimits(limits); err != nil {
+			t.Fatal(err)
+		}
+		w.at(0).exit(exitStatus{code: 1})
+		w.pass(19 * time.Second)
+		w.wantKinds("backoff")
+		w.pass(time.Second)
+		w.readyNext(0)
+		w.proc(1).set(true, false) // it does not hear TERM
+		w.Stop()
+		w.pass(4900 * time.Millisecond)
+		w.wantKinds("worker.1 draining")
+		w.pass(200 * time.Millisecond)
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+		limits.RespawnMax = time.Second
+		if err := w.SetLimits(limits); err == nil || !strings.Contains(err.Error(), "respawn pauses") {
+			t.Error(err)
+		}
+	})
+}

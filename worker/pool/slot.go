@@ -126,8 +126,8 @@ func (p *Pool) start(s *slot, why StartReason) {
 	s.startAt, s.pause, s.why = time.Time{}, 0, why
 	s.spawning = true
 	p.spawning++
-	t := s.tmpl
-	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, false) })
+	t, limit := s.tmpl, p.cfg.StartTimeout
+	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, limit, false) })
 }
 
 // plan sets the next start of the slot.
