@@ -53,8 +53,11 @@ type Conn struct {
 	listening bool // it has said that it listens
 	ready     bool // the program has sent "ready"
 	saidReady bool
-	leaving   bool // disconnect was sent: no handle any more
-	bye       bool // it said exitedAfterDisconnect: no handle any more
+	draining  drainStep
+	mayLeave  []uint64 // its exitedAfterDisconnect messages that wait for an answer
+	// fenceWaits: the channel had no room for the fence.
+	fenceWaits bool
+	bye        bool // it said exitedAfterDisconnect: no handle any more
 }
 
 // Pair makes a channel. child is the worker's end, a blocking STREAM socket (Node
@@ -130,4 +133,4 @@ func (c *Conn) Sender() int { return c.sender.PID() }
 // mute reports whether the worker must be sent no handle any more: one that it
 // reads together with our disconnect, or with the answer to its
 // exitedAfterDisconnect, kills it.
-func (c *Conn) mute() bool { return c.leaving || c.bye }
+func (c *Conn) mute() bool { return c.draining != notDraining || c.bye }

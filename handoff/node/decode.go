@@ -106,6 +106,10 @@ func (c *Conn) answered(f *handoff.Frame, n uint64, yes bool) bool {
 	if !ok {
 		return false
 	}
+	if h.fence {
+		c.passedFence()
+		return false
+	}
 	*f = handoff.Frame{Type: handoff.Ack, Seq: h.seq}
 	if !yes {
 		f.Type, f.Arg = handoff.Reject, uint32(handoff.ReasonBusy)
@@ -113,6 +117,7 @@ func (c *Conn) answered(f *handoff.Frame, n uint64, yes bool) bool {
 			f.Arg = uint32(handoff.ReasonClosed)
 		}
 	}
+	c.advanceDrain()
 	return true
 }
 
@@ -121,17 +126,27 @@ func (c *Conn) heedArrived() {
 	if h, ok := c.window.arrive(false); ok && h.share != nil {
 		_ = h.share.fd.Close()
 	}
+	if len(c.mayLeave) > 0 {
+		_ = c.letLeave() // one that does not read is not let go either
+	}
 }
 
 // heedLost: the message of the oldest handle under way has come without its
 // descriptor.
 func (c *Conn) heedLost(f *handoff.Frame) bool {
 	h, ok := c.window.arrive(true)
+	if len(c.mayLeave) > 0 {
+		_ = c.letLeave()
+	}
 	switch {
 	case !ok || h.done:
 		return false
+	case h.fence:
+		c.passedFence()
+		return false
 	case h.share == nil:
 		*f = handoff.Frame{Type: handoff.Reject, Seq: h.seq, Arg: uint32(handoff.ReasonFDLimit)}
+		c.advanceDrain()
 		return true
 	}
 	s := h.share
@@ -223,14 +238,30 @@ func (c *Conn) heedLeaving(f *handoff.Frame, m message) (bool, error) {
 	if !ok {
 		return false, ErrLine
 	}
-	err := c.tell(appendMayLeave(nil, seq, c.next))
-	c.next++
-	if c.bye || err != nil {
+	c.mayLeave = append(c.mayLeave, seq)
+	if err := c.letLeave(); c.bye || err != nil {
 		return false, err
 	}
 	c.bye = true
 	*f = handoff.Frame{Type: handoff.Bye}
 	return true, nil
+}
+
+// letLeave answers exitedAfterDisconnect once every handle that was sent before has
+// arrived: the worker handles a plain message before a handle that it reads in the same
+// go, and one that comes after it has left kills it.
+func (c *Conn) letLeave() error {
+	if c.window.arrived < len(c.window.under) {
+		return nil
+	}
+	for _, seq := range c.mayLeave {
+		if err := c.tell(appendMayLeave(nil, seq, c.next)); err != nil {
+			return err
+		}
+		c.next++
+	}
+	c.mayLeave = nil
+	return nil
 }
 
 // userMessage is what the program sent by process.send.

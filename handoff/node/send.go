@@ -39,6 +39,9 @@ func (c *Conn) Flush() error {
 		return err
 	}
 	c.sendAgain()
+	if c.fenceWaits {
+		c.advanceDrain()
+	}
 	if !filled {
 		if c.Unsent() {
 			return unix.EAGAIN
@@ -58,7 +61,7 @@ func (c *Conn) Flush() error {
 // Unsent reports whether something is to be sent that the channel had no room
 // for: when it can be written to, call Flush.
 func (c *Conn) Unsent() bool {
-	return len(c.unsent) > 0 || len(c.again) > 0 && !c.window.shut()
+	return len(c.unsent) > 0 || (len(c.again) > 0 || c.fenceWaits) && !c.window.shut()
 }
 
 // Held reports whether no handoff can be sent before the worker has acknowledged
@@ -76,14 +79,10 @@ func (c *Conn) Send(f *handoff.Frame, share handoff.FD) error {
 	case handoff.Listening:
 		return c.answer(f, share)
 	case handoff.Drain:
-		if c.leaving {
-			return nil
+		if c.draining == notDraining {
+			c.draining = waiting
+			c.advanceDrain()
 		}
-		if err := c.write(appendDisconnect(nil, c.next)); err != nil {
-			return err
-		}
-		c.leaving = true
-		c.next++
 	}
 	return nil
 }

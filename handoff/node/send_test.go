@@ -123,7 +123,7 @@ func TestSilenceAfterDisconnect(t *testing.T) {
 	l.read()
 	l.send(handoff.Frame{Type: handoff.Drain}, handoff.FD{})
 	l.send(handoff.Frame{Type: handoff.Drain}, handoff.FD{})
-	wantLines(t, "disconnect", l.read(), `{"cmd":"NODE_CLUSTER","act":"disconnect","seq":2}`)
+	wantLines(t, "before the answer", l.read())
 	l.send(handoff.Frame{Type: handoff.Listening, Seq: 2, Listener: 8, Payload: []byte("tcp\x00[::]:81")}, handoff.FD{})
 	l.send(handoff.Frame{Type: handoff.Listening, Seq: 3, Listener: 9, Flags: handoff.ListeningShared}, openFile(t))
 	l.send(handoff.Frame{Type: handoff.Listening, Seq: 2, Arg: 98}, handoff.FD{})
@@ -135,6 +135,9 @@ func TestSilenceAfterDisconnect(t *testing.T) {
 	wantFrames(t, "late answers", l.heard(nack, closes("7"), goAway),
 		handoff.Frame{Type: handoff.Reject, Seq: 100, Arg: uint32(handoff.ReasonFDLimit)},
 		handoff.Frame{Type: handoff.Leave, Listener: 7}, handoff.Frame{Type: handoff.Bye})
+	// The fence went before its farewell was known: the answer waits for it to arrive.
+	wantLines(t, "fence", l.read(), fence(2))
+	l.heard(handleAck)
 	wantLines(t, "and yet", l.read(), `{"cmd":"NODE_CLUSTER","ack":9,"seq":3}`)
 }
 

@@ -17,6 +17,7 @@ type handle struct {
 	end   uint64 // where its message ends in the stream of all that was sent
 	wire  uint32
 	share *share // nil: a handoff
+	fence bool   // no handoff, though it is answered like one; see drain.go
 	done  bool   // answered before it was acknowledged; waits for that
 }
 
@@ -85,6 +86,16 @@ func (w *window) answer(n uint64) (handle, bool) {
 		return got, true
 	}
 	return handle{}, false
+}
+
+// hasHandoff reports whether a handoff is not answered.
+func (w *window) hasHandoff() bool {
+	for i := range w.under {
+		if h := &w.under[i]; h.share == nil && !h.fence && !h.done {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *window) remove(i int) {
