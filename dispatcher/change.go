@@ -61,13 +61,14 @@ func (l *loop) setLimits(c Limits) {
 }
 
 // CloseListener closes a listener of the configuration, losing nobody: who is in
-// its queue is served. It returns when the socket is closed, or ctx ends.
-func (d *Dispatcher) CloseListener(ctx context.Context, name string) error {
+// its queue is served. Name and address are those of its ListenerConfig. It returns
+// when the socket is closed, or ctx ends.
+func (d *Dispatcher) CloseListener(ctx context.Context, name, address string) error {
 	closed := make(chan struct{})
 	found := false
 	err := d.do(ctx, func(l *loop) {
 		for _, ln := range l.listeners {
-			if ln != nil && ln.asked == nil && ln.conf.Name == name && len(ln.sockets()) > 0 {
+			if ln != nil && ln.isOpen(name, address) {
 				found = true
 				ln.waitClosed = append(ln.waitClosed, closed)
 				l.startClosing(ln)
@@ -91,29 +92,34 @@ func (d *Dispatcher) CloseListener(ctx context.Context, name string) error {
 	}
 }
 
+// isOpen says whether this is that listener of the configuration.
+func (ln *listener) isOpen(name, address string) bool {
+	return ln.asked == nil && ln.conf.Name == name && ln.conf.Address == address && len(ln.sockets()) > 0
+}
+
 // ChangeListener changes what can be changed of a listener that stays: its backlog,
-// and the port that programs mean by it (ListenerConfig.As). 0 leaves the backlog.
-func (d *Dispatcher) ChangeListener(name string, backlog, as int) error {
+// and the port that programs mean by it. A backlog of 0 leaves it as it is.
+func (d *Dispatcher) ChangeListener(c ListenerConfig) error {
 	found := false
 	err := d.do(context.Background(), func(l *loop) {
 		for _, ln := range l.listeners {
-			if ln == nil || ln.asked != nil || ln.conf.Name != name || ln.closing || len(ln.sockets()) == 0 {
+			if ln == nil || ln.closing || !ln.isOpen(c.Name, c.Address) {
 				continue
 			}
 			found = true
-			ln.conf.As = as
-			if backlog > 0 && backlog != ln.conf.Backlog {
-				ln.conf.Backlog = backlog
+			ln.conf.As = c.As
+			if c.Backlog > 0 && c.Backlog != ln.conf.Backlog {
+				ln.conf.Backlog = c.Backlog
 				for _, s := range ln.sockets() {
 					if !s.packet() {
-						setBacklog(s.fd, backlog)
+						setBacklog(s.fd, c.Backlog)
 					}
 				}
 			}
 		}
 	})
 	if err == nil && !found {
-		err = fmt.Errorf("change listener %s: there is none", name)
+		err = fmt.Errorf("change listener %s: there is none", c.Name)
 	}
 	return err
 }

@@ -159,7 +159,7 @@ func TestCloseListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.ChangeListener("web", 7, 3000); err != nil {
+	if err := d.ChangeListener(ListenerConfig{Name: "web", Address: "127.0.0.1:0", Backlog: 7, As: 3000}); err != nil {
 		t.Error(err)
 	}
 	c, err := net.Dial("tcp", info.Address)
@@ -169,7 +169,7 @@ func TestCloseListener(t *testing.T) {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := d.CloseListener(ctx, "web"); err != nil {
+	if err := d.CloseListener(ctx, "web", "127.0.0.1:0"); err != nil {
 		t.Error(err)
 	}
 	if _, err := net.Dial("tcp", info.Address); err == nil {
@@ -179,7 +179,7 @@ func TestCloseListener(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err == io.EOF || !os.IsTimeout(err) {
 		t.Errorf("the waiting client was cut: %v", err)
 	}
-	for _, err := range []error{d.CloseListener(ctx, "web"), d.ChangeListener("web", 0, 0)} {
+	for _, err := range []error{d.CloseListener(ctx, "web", "127.0.0.1:0"), d.ChangeListener(ListenerConfig{Name: "web", Address: "127.0.0.1:0"})} {
 		if err == nil || !strings.Contains(err.Error(), "listener web: there is none") {
 			t.Error(err)
 		}

@@ -30,6 +30,10 @@ var (
 	descQueueWait   = desc("queue_wait_duration_seconds", "Time from accepting a connection to its first handoff.")
 	descHandoffAck  = desc("handoff_ack_duration_seconds", "Time from a handoff to its answer.")
 	descWorkerStart = desc("worker_start_duration_seconds", "Time from spawning a worker to its being ready.")
+	descReloads     = desc("reloads_total", "Reloads of the configuration, by result.", "result")
+	descReloadOK    = desc("config_last_reload_successful", "Whether the last reload succeeded; 1 before the first.")
+	descReloadTime  = desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
+	descControl     = desc("control_requests_total", "Requests over the control socket, by command and result.", "command", "result")
 	descWorkers     = desc("workers", "Slots by the state of their newest worker.", "state")
 	descDesired     = desc("workers_desired", "Slots that should have a ready worker.")
 )
@@ -122,6 +126,15 @@ func (e emitter) master(s *Snapshot) {
 	e.flag(descDraining, s.Draining)
 	e.gauge(descQueueLimit, float64(s.QueueLimit))
 	e.gauge(descDesired, float64(s.Desired))
+	e.counter(descReloads, s.Reloads.OK, "ok")
+	e.counter(descReloads, s.Reloads.Failed, "error")
+	e.flag(descReloadOK, s.Reloads.LastFailure == "")
+	if !s.Reloads.LastSuccess.IsZero() {
+		e.gauge(descReloadTime, float64(s.Reloads.LastSuccess.UnixMilli())/1e3)
+	}
+	for _, c := range s.Control {
+		e.counter(descControl, c.Count, c.Command, c.Result)
+	}
 	e.counts(descRedispatch, s.Redispatches, RedispatchReasons)
 	e.histogram(descDispatch, s.Dispatch, DurationBounds)
 	e.histogram(descQueueWait, s.QueueWait, DurationBounds)

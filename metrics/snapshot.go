@@ -38,6 +38,10 @@ type Snapshot struct {
 	Draining bool `json:"draining"`
 	// QueueLimit is how many accepted connections may wait, over all listeners.
 	QueueLimit int `json:"queue_limit"`
+	// Reloads is what became of reloads of the configuration.
+	Reloads Reloads `json:"reloads"`
+	// Control counts what was asked over the control socket; nil where there is none.
+	Control []ControlRequests `json:"control_requests,omitempty"`
 	// Desired is the number of slots that should have a ready worker.
 	Desired int `json:"workers_desired"`
 
@@ -57,6 +61,23 @@ type Snapshot struct {
 	QueueWait   Histogram `json:"queue_wait_duration"`
 	HandoffAck  Histogram `json:"handoff_ack_duration"`
 	WorkerStart Histogram `json:"worker_start_duration"`
+}
+
+// Reloads counts them. The start counts as a success in LastSuccess only.
+type Reloads struct {
+	OK          uint64    `json:"ok"`
+	Failed      uint64    `json:"failed"`
+	LastSuccess time.Time `json:"last_success,omitzero"`
+	// LastFailure says why the last one failed; "" if it did not.
+	LastFailure string `json:"last_failure,omitempty"`
+}
+
+// ControlRequests counts the requests of one command over the control socket, by
+// result: see ControlResults.
+type ControlRequests struct {
+	Command string `json:"command"`
+	Result  string `json:"result"`
+	Count   uint64 `json:"count"`
 }
 
 // Listener is one listener of --listen, or one that a worker asked for.
@@ -161,6 +182,7 @@ var (
 	RejectReasons      = []string{"busy", "draining", "fd_limit", "other"}
 	FailureReasons     = []string{"would_block", "peer_closed", "too_many_refs", "ack_timeout", "worker_exit", "other"}
 	RedispatchReasons  = []string{"rejected", "worker_exit", "send_error", "recalled", "rescued"}
+	ControlResults     = []string{"ok", "error", "denied"}
 	StartReasons       = []string{"initial", "scale", "crash", "reload", "recycle"}
 	ExitCauses         = []string{"requested", "code", "signal", "oom", "killed_stuck"}
 	// WorkerStates add up to the number of slots. "down" is a slot that its

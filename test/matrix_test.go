@@ -72,6 +72,8 @@ var matrix = []struct {
 	{"F16", frameFlood},
 	{"F17", channelLeft},
 	{"F18", descriptorAudit},
+	{"F27", reloads},
+	{"F28", badReloads},
 	{"F55", beyondRights},
 }
 

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"rrd/dispatcher"
 	"rrd/handoff"
 	"rrd/worker"
 )
@@ -25,10 +26,10 @@ import (
 // is started by the master with builtInArg, the policy and the names of the
 // listeners, and uses the worker library like any other program.
 
-// builtInCommand is the command of the built-in worker.
-func (m *master) builtInCommand() []string {
+// builtInCommand is the command of the built-in worker that serves these.
+func (m *master) builtInCommand(listeners []dispatcher.ListenerInfo) []string {
 	argv := []string{selfPath(), builtInArg, string(m.cfg.Policy)}
-	for _, ln := range m.listeners {
+	for _, ln := range listeners {
 		argv = append(argv, ln.Network+"/"+ln.Name)
 	}
 	return argv

@@ -68,6 +68,8 @@ type config struct {
 	RespawnMin     time.Duration
 	RespawnMax     time.Duration
 	Restart        pool.RestartPolicy
+	Surge          int              // slots that a reload replaces at a time
+	CanaryTime     time.Duration    // that a new worker must live to be trusted
 	Credential     *pool.Credential // nil: the master's
 	WorkerNoFile   uint64           // 0: the limit that the master was started with
 	Chdir          string
@@ -77,6 +79,7 @@ type config struct {
 	// depends on the terminal and the machine, not on the configuration.
 	WorkerOutput string
 	Control      string
+	ControlUIDs  []int // who may use it besides root and ourselves
 	Metrics      endpoint
 	LogLevel     zerolog.Level
 	LogFormat    string

@@ -70,7 +70,7 @@ func TestDefaults(t *testing.T) {
 		WorkerProtocol: "auto", StartTimeout: 30 * time.Second, ReadyAfter: time.Second,
 		UnhealthyAfter: 10 * time.Second,
 		DrainTimeout:   30 * time.Second, StopTimeout: 5 * time.Second, StopSignal: syscall.SIGTERM,
-		RespawnMin: time.Second, RespawnMax: 30 * time.Second, Restart: "always",
+		RespawnMin: time.Second, RespawnMax: 30 * time.Second, Restart: "always", Surge: 1, CanaryTime: 5 * time.Second,
 		WorkerOutput: "auto", Control: "auto", Metrics: endpoint{"tcp4", "127.0.0.1:9746"},
 		LogLevel: zerolog.InfoLevel, LogFormat: "auto",
 		Warnings: []string{rootWarning},

@@ -42,8 +42,8 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 				m.log.Error().Str("event", "worker.hung").Uint64("worker_id", id).Float64("duration_s", owed.Seconds()).
 					Msg("worker has not answered for too long and is ended")
 				reason := "hung: it owed an answer for " + owed.Round(time.Millisecond).String()
-				if c.HangSignal != syscall.SIGKILL {
-					m.pool.Abort(id, c.HangSignal, reason)
+				if sig := m.current().HangSignal; sig != syscall.SIGKILL {
+					m.pool.Abort(id, sig, reason)
 					return
 				}
 				m.pool.Kill(id, reason)
@@ -91,7 +91,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 	c := m.cfg
 	command := c.Command
 	if c.builtIn() {
-		command = m.builtInCommand()
+		command = m.builtInCommand(m.listeners)
 	}
 	return pool.Config{
 		Size: c.Workers, Argv: command, Dir: c.Chdir, Env: environ, ExtraEnv: c.Env,
@@ -103,7 +103,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
 		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
 		Hooks: pool.Hooks{
-			Listeners: m.lend, MayResize: c.mayResize,
+			Listeners: m.lend, MayResize: func(from, to int) error { return m.current().mayResize(from, to) },
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
 			Orphaned: m.workerOrphaned, Exited: m.workerExited, SpawnFailed: m.spawnFailed,
 			Backoff: func(slot int, d time.Duration) {
@@ -206,7 +206,7 @@ func (m *master) workerStarted(w pool.Worker, ch handoff.Channel) {
 
 // rights are those of --user and --group.
 func (m *master) rights() *dispatcher.Rights {
-	c := m.cfg.Credential
+	c := m.current().Credential
 	if c == nil {
 		return nil
 	}
@@ -255,7 +255,7 @@ func (m *master) workerSilent(w pool.Worker) {
 	} else {
 		why = m.waysOut()
 	}
-	e.Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.cfg.Command).
+	e.Str("event", "worker.silent").Int("worker", w.Slot).Int("worker_pid", w.PID).Strs("command", m.current().Command).
 		Str("reason", why).Msg("worker says nothing on its channel")
 }
 
@@ -333,7 +333,7 @@ func (m *master) workerHealth(id uint64, ok bool) {
 		return
 	}
 	m.log.Warn().Str("event", "worker.unhealthy").Uint64("worker_id", id).Msg("the worker's own health check fails: it gets nothing new")
-	if after := m.cfg.UnhealthyAfter; after != off {
+	if after := m.current().UnhealthyAfter; after != off {
 		m.failing[id] = time.AfterFunc(after, func() {
 			m.pool.Retire(id, "its own health check has failed for "+after.String())
 		})

@@ -26,14 +26,13 @@ Workers
   -w, --workers N          1 to 1024, or one per CPU     (auto)
       --worker-protocol P  rrd, node, listen-fds, auto   (auto)
       --ready-on-message   Node: when "ready" is sent, too (off)
-      --start-timeout D    from spawn to ready           (30s)
-      --ready-after D      ready without a word          (1s)
+      --start-timeout D, --ready-after D   spawn to ready; unsaid (30s, 1s)
       --unhealthy-after D  replace one unwell so long    (10s)
-      --drain-timeout D    to finish what is open        (30s)
-      --stop-timeout D     from TERM to KILL             (5s)
+      --drain-timeout D, --stop-timeout D  to finish, TERM to KILL (30s, 5s)
       --stop-signal S      for listen-fds workers        (TERM)
       --restart R          always, on-failure, never     (always)
       --respawn-min D, --respawn-max D   backoff         (1s, 30s)
+      --surge N, --canary-time D           reload: how many, trial (1, 5s)
       --user U, --group G  whom they run as, by name or number
       --worker-nofile N    their limit of descriptors
       --chdir DIR          where they run
@@ -42,6 +41,7 @@ Workers
 Watching
       --metrics ADDR       HTTP, also unix:/path, or off (127.0.0.1:9746)
       --control PATH       socket for rrdctl, or off     (auto)
+      --control-uid U      who else may use it; repeatable
       --log-level L        debug, info, warn, error      (info)
       --log-format F       console, json, auto           (auto)
 This program

@@ -39,6 +39,12 @@ func applyLogLevel(_ *host, c *config, v string) (err error) {
 // Messages are constant text; whatever came from outside is a field, because
 // only fields are escaped on a console.
 func newLogger(w io.Writer, terminal bool, environ []string, c *config, counter *metrics.LogCounter) zerolog.Logger {
+	return newGatedLogger(w, terminal, environ, c, newLogGate(c.LogLevel, counter), false)
+}
+
+// newGatedLogger is newLogger with a level that can change, and with its records
+// kept for who follows them.
+func newGatedLogger(w io.Writer, terminal bool, environ []string, c *config, gate *logGate, keep bool) zerolog.Logger {
 	zerolog.TimeFieldFormat = logTime
 	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
 	zerolog.DurationFieldUnit = time.Second // fields are named duration_s
@@ -57,16 +63,7 @@ func newLogger(w io.Writer, terminal bool, environ []string, c *config, counter 
 	} else {
 		w = escaper{w}
 	}
-	return zerolog.New(w).Level(c.LogLevel).Hook(countHook{counter}).With().Timestamp().Logger()
-}
-
-// countHook counts messages that pass the level.
-type countHook struct{ counter *metrics.LogCounter }
-
-func (h countHook) Run(_ *zerolog.Event, level zerolog.Level, _ string) {
-	if h.counter != nil {
-		h.counter.Inc(level.String())
-	}
+	return zerolog.New(gatedWriter{w, gate, keep}).Hook(gate).With().Timestamp().Logger()
 }
 
 // consoleText is for messages, which ConsoleWriter writes as they are (the second

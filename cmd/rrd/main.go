@@ -50,7 +50,7 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 			return fail(stderr, exitUsage, err)
 		}
 	case actionRun:
-		return runMaster(c, environ, stdout, stderr)
+		return runMaster(c, args, environ, stdout, stderr)
 	}
 	if err != nil {
 		return fail(stderr, exitFailure, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/rs/zerolog/diode"
 
+	"rrd/cmd/internal/control"
 	"rrd/dispatcher"
 	"rrd/metrics"
 	"rrd/worker/pool"
@@ -29,7 +30,10 @@ import (
 // the dispatcher; the dispatcher tells which are ready, drained or broken; when
 // the pool has seen one dead, the dispatcher takes back what it left.
 type master struct {
-	cfg     *config
+	cfg     *config                // as it was started; see current
+	live    atomic.Pointer[config] // as the last reload left it
+	args    []string
+	environ []string
 	log     zerolog.Logger
 	output  zerolog.Logger // of --worker-output json: it may wait, and must not push out rrd's own
 	logs    *metrics.LogCounter
@@ -39,12 +43,16 @@ type master struct {
 	dispatcher *dispatcher.Dispatcher
 	closeOnce  sync.Once // of the dispatcher
 	pool       *pool.Pool
-	listeners  []dispatcher.ListenerInfo
+	listeners  []dispatcher.ListenerInfo // of the configuration; a reload's to change
 	metricsAt  string
 
-	draining   atomic.Bool
-	saidSilent atomic.Bool   // of a Node worker
-	lostBefore atomic.Uint64 // connections that died with their workers before the drain
+	ctl        *controls   // the control socket's
+	draining   atomic.Bool // asked to stop, or only to leave rotation: not ready
+	stopping   atomic.Bool // asked to stop
+	reloads    reloads
+	setLevel   func(zerolog.Level) // of the log, while it runs
+	saidSilent atomic.Bool         // of a Node worker
+	lostBefore atomic.Uint64       // connections that died with their workers before the drain
 
 	mu        sync.Mutex
 	lent      map[int][]*os.File // by slot: for the spawn under way
@@ -58,7 +66,7 @@ type master struct {
 const logQueue = 4096
 
 // runMaster runs until everything it started has ended.
-func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
+func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 	signals := catchSignals() // first: from here on no signal ends the process untold
 	defer signal.Stop(signals)
 	activated := takeActivation(environ, os.Getpid())
@@ -81,15 +89,29 @@ func runMaster(c *config, environ []string, stdout, stderr *os.File) int {
 	direct := &lockedWriter{w: stderr}
 	sink := newLogSink(direct)
 	defer sink.close()
+	gate := newLogGate(c.LogLevel, counter)
 	m := &master{
-		cfg: c, logs: counter, stdout: stdout, started: time.Now(),
-		log:      newLogger(sink, isTerminal(stderr), environ, c, counter),
-		output:   newLogger(direct, isTerminal(stderr), environ, c, counter),
+		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
+		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
+		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
+		ctl:      newControls(gate),
+		setLevel: gate.set,
 		lent:     make(map[int][]*os.File),
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
+		reloads:  reloads{wanted: make(chan struct{}, 1), lastOK: time.Now()},
 	}
+	m.live.Store(c)
 	return m.run(environ, signals, isTerminal(stdout), stderr)
+}
+
+// current is the configuration in force. What a reload cannot change may be read
+// from cfg.
+func (m *master) current() *config {
+	if c := m.live.Load(); c != nil {
+		return c
+	}
+	return m.cfg
 }
 
 func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, stderr *os.File) int {
@@ -113,16 +135,22 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 	if m.pool, err = pool.New(m.poolConfig(environ)); err != nil {
 		return fail(stderr, exitFailure, err)
 	}
+	serveControl, err := m.openControl()
+	if err != nil {
+		return fail(stderr, exitFailure, err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var services sync.WaitGroup
 	defer services.Wait()
 	defer cancel()
 	services.Go(func() { serveMetrics(ctx) })
+	services.Go(func() { serveControl(ctx) })
 	ended := make(chan error, 1)
 	services.Go(func() { ended <- m.pool.Run(context.Background()) })
 	if terminal {
 		m.banner()
 	}
+	services.Go(func() { m.reloadOnSignal(ctx) })
 	return m.exitCode(m.supervise(signals, ended), stderr)
 }
 
@@ -145,13 +173,25 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 			switch stops := sig == syscall.SIGTERM || sig == syscall.SIGINT || sig == syscall.SIGQUIT; {
 			case !stops:
 				m.heed(sig)
-			case m.draining.CompareAndSwap(false, true):
+			case m.stopping.CompareAndSwap(false, true):
+				m.draining.Store(true)
 				m.log.Info().Str("event", "drain.start").Stringer("signal", sig).Msg("draining")
 				stopped.Go(func() { m.drain(ctx) })
 			case sig != syscall.SIGQUIT:
 				m.log.Warn().Str("event", "stop.now").Stringer("signal", sig).Msg("asked again: stopping at once")
 				cutShort()
 				m.pool.StopNow()
+			}
+		case now := <-m.ctl.stopC:
+			m.draining.Store(true)
+			switch first := m.stopping.CompareAndSwap(false, true); {
+			case now:
+				m.log.Warn().Str("event", "stop.now").Str("reason", "rrdctl stop --now").Msg("stopping at once")
+				cutShort()
+				m.pool.StopNow()
+			case first:
+				m.log.Info().Str("event", "drain.start").Str("reason", "rrdctl stop").Msg("draining")
+				stopped.Go(func() { m.drain(ctx) })
 			}
 		}
 	}
@@ -165,7 +205,7 @@ const leastDrain = time.Second
 // lets the workers finish, all within the drain timeout.
 func (m *master) drain(ctx context.Context) {
 	left := func() time.Duration { return off }
-	if limit := m.cfg.DrainTimeout; limit != off {
+	if limit := m.current().DrainTimeout; limit != off {
 		end := time.Now().Add(limit)
 		left = func() time.Duration { return min(max(time.Until(end), leastDrain), limit) }
 		var cancel context.CancelFunc
@@ -206,6 +246,7 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 	m.closeDispatcher() // here, for what it still drops is to be told before the last record
 	m.log.Info().Str("event", "stop").Int("exit_code", code).Uint64("connections_cut", lost).
 		Float64("duration_s", time.Since(m.started).Seconds()).Msg("stopped")
+	m.ctl.over(control.Stopped{ExitCode: code, Cut: lost, Seconds: time.Since(m.started).Seconds()})
 	if err != nil {
 		fail(stderr, code, err)
 		if boot != nil && boot.LastWords() != "" {

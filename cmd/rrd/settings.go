@@ -71,6 +71,8 @@ var settings = []setting{
 	{name: "restart", def: one("always"), apply: single(func(_ *host, c *config, v string) error {
 		return choice(&c.Restart, v, pool.RestartPolicies())
 	})},
+	{name: "surge", def: one("1"), apply: number(1, pool.MaxSize, func(c *config) *int { return &c.Surge })},
+	{name: "canary-time", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.CanaryTime })},
 	{name: "respawn-min", def: one("1s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMin })},
 	{name: "respawn-max", def: one("30s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMax })},
 
@@ -96,6 +98,7 @@ var settings = []setting{
 
 	{name: "config", apply: nil}, // read before all others
 	{name: "control", def: one("auto"), apply: single(applyControl)},
+	{name: "control-uid", list: true, apply: applyControlUID},
 	{name: "metrics", def: one("127.0.0.1:9746"), apply: single(applyMetrics)},
 	{name: "log-level", def: one("info"), apply: single(applyLogLevel)},
 	{name: "log-format", def: one("auto"), apply: single(func(_ *host, c *config, v string) error {
@@ -170,6 +173,18 @@ func applyControl(_ *host, c *config, v string) (err error) {
 	}
 	c.Control, err = parseSocketPath(v, "auto or off")
 	return err
+}
+
+// applyControlUID takes names or numbers.
+func applyControlUID(h *host, c *config, values []string) error {
+	for _, v := range values {
+		a, err := h.account(v)
+		if err != nil {
+			return badValue(v, "%v", err)
+		}
+		c.ControlUIDs = append(c.ControlUIDs, a.uid)
+	}
+	return nil
 }
 
 func applyMetrics(_ *host, c *config, v string) (err error) {

@@ -30,6 +30,8 @@ func (m *master) heed(sig os.Signal) {
 	switch sig {
 	case syscall.SIGUSR1:
 		m.dump()
+	case syscall.SIGHUP:
+		m.wantReload()
 	case syscall.SIGTTIN:
 		m.resize(sig, m.pool.Grow)
 	case syscall.SIGTTOU:

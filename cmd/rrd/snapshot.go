@@ -25,6 +25,8 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 		Draining: m.draining.Load(), QueueLimit: d.QueueLimit, Desired: p.Desired,
 		Redispatches: counts(d.Redispatches[:], dispatcher.Redispatch.String),
 		Dispatch:     histogram(&d.Dispatch), QueueWait: histogram(&d.QueueWait), HandoffAck: histogram(&d.HandoffAck),
+		Reloads:     m.reloadCounts(),
+		Control:     m.ctl.requests(),
 		WorkerStart: metrics.Histogram{Counts: p.StartDurations.Counts, Sum: p.StartDurations.Sum},
 	}
 	for i := range d.Listeners {

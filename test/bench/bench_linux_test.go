@@ -19,9 +19,9 @@ func TestItMeasures(t *testing.T) {
 	t.Log(out.String())
 	rows := 0
 	for line := range strings.Lines(out.String()) {
-		if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) == 8 && strings.Contains(line, "(") {
+		if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) == 9 && strings.Contains(line, "(") {
 			rows++
-			if cells[7] != "0 |" {
+			if cells[8] != "0 |" {
 				t.Errorf("connections failed: %s", line)
 			}
 		}

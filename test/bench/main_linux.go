@@ -6,6 +6,7 @@
 //	go run ./test/bench -rounds 5                  a quick look
 //	go run ./test/bench -at 4x1,16x1,64x1,256x1    other numbers of workers and windows
 //	go run ./test/bench -also /tmp/rrd-before      with another build, to see what a change does
+//	go run ./test/bench -node                      a Node program under Node's own primary and under rrd
 //
 // All masters run all the time. In each round every one has its turn with the
 // clients, one after the other, so that what else the machine does meets all of
@@ -54,6 +55,7 @@ type plan struct {
 	clients int
 	queue   int // waiting connections to measure memory with; 0: not measured
 	also    []string
+	node    bool // Node's primary is the reference
 }
 
 // setting is a number of workers and how many answers each may owe.
@@ -64,7 +66,8 @@ func (s setting) String() string { return fmt.Sprintf("%dx%d", s.workers, s.wind
 func parse(args []string) (*plan, error) {
 	p := &plan{}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	at := fs.String("at", "4x1,4x4,256x1", "what to measure: `WORKERSxWINDOW`, several with commas; empty: only memory")
+	fs.BoolVar(&p.node, "node", false, "compare with Node's own primary; needs node")
+	at := fs.String("at", "", "what to measure: `WORKERSxWINDOW`, several with commas, or none for memory only (default 4x1,4x4,256x1; with -node 4x1,4x4,4x16)")
 	fs.IntVar(&p.rounds, "rounds", 20, "turns of each master")
 	seconds := fs.Float64("seconds", 0.25, "length of a turn")
 	fs.IntVar(&p.clients, "clients", 64, "connections open at a time")
@@ -86,6 +89,14 @@ func parse(args []string) (*plan, error) {
 		return nil, fmt.Errorf("-clients: %d is not from 1 to 4096", p.clients)
 	case p.queue < 0 || p.queue > 1<<15:
 		return nil, fmt.Errorf("-queue: %d is not from 0 to %d", p.queue, 1<<15)
+	}
+	switch {
+	case *at == "" && p.node:
+		*at = "4x1,4x4,4x16"
+	case *at == "":
+		*at = "4x1,4x4,256x1"
+	case *at == "none":
+		*at = ""
 	}
 	for _, s := range split(*at) {
 		workers, window, ok := strings.Cut(s, "x")
@@ -113,17 +124,25 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // of no use to anybody
-	if err := buildAll(ctx, dir); err != nil {
+	root, err := buildAll(ctx, dir)
+	if err != nil {
 		return err
 	}
 	b := &bench{plan: p, dir: dir, masters: slices.Clone(masters), turns: make(map[turnID]result)}
+	if p.node {
+		b.masters = nodeMasters(filepath.Join(root, "test", "bench", "testdata"), "")
+	}
 	for _, path := range p.also {
+		if p.node {
+			b.masters = append(b.masters, nodeMasters(filepath.Join(root, "test", "bench", "testdata"), path)[1:]...)
+			continue
+		}
 		b.masters = append(b.masters, another(path)...)
 	}
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	if p.queue > 0 {
+	if p.queue > 0 && !p.node {
 		if b.memory, err = b.measureMemory(ctx); err != nil {
 			return fmt.Errorf("measure memory: %w", err)
 		}
@@ -131,23 +150,24 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return b.print(out)
 }
 
-// buildAll compiles everything into dir: rrd as make does, the rest with gcc.
-func buildAll(ctx context.Context, dir string) error {
-	root, err := output(ctx, nil, "go", "list", "-m", "-f", "{{.Dir}}", "rrd")
+// buildAll compiles everything into dir: rrd as make does, the rest with gcc. It
+// returns where rrd's sources are.
+func buildAll(ctx context.Context, dir string) (root string, err error) {
+	root, err = output(ctx, nil, "go", "list", "-m", "-f", "{{.Dir}}", "rrd")
 	if err != nil {
-		return fmt.Errorf("find rrd, which is in its own module only: %w", err)
+		return "", fmt.Errorf("find rrd, which is in its own module only: %w", err)
 	}
 	root = strings.TrimSpace(root)
 	build := []string{"go", "build", "-C", root, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
 		"-o", filepath.Join(dir, "rrd"), "rrd/cmd/rrd"}
 	if _, err := output(ctx, []string{"CGO_ENABLED=0"}, build...); err != nil {
-		return fmt.Errorf("build rrd: %w", err)
+		return "", fmt.Errorf("build rrd: %w", err)
 	}
 	for _, name := range []string{"minworker", "refmaster", "client"} {
 		source := filepath.Join(root, "test", "bench", "testdata", name+".c")
 		if _, err := output(ctx, nil, "gcc", "-O2", "-o", filepath.Join(dir, name), source); err != nil {
-			return fmt.Errorf("build %s: %w", name, err)
+			return "", fmt.Errorf("build %s: %w", name, err)
 		}
 	}
-	return nil
+	return root, nil
 }

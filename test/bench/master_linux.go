@@ -52,6 +52,20 @@ func another(path string) []kind {
 	}
 }
 
+// nodeMasters run the same Node program: Node's own primary, and rrd.
+func nodeMasters(testdata, rrd string) []kind {
+	program := filepath.Join(testdata, "server.js")
+	primary := func(_ string, s setting) []string {
+		return []string{"node", filepath.Join(testdata, "primary.js"), strconv.Itoa(s.workers), program}
+	}
+	under := func(dir string, s setting) []string {
+		return []string{cmp.Or(rrd, filepath.Join(dir, "rrd")), "--policy=rr", "--metrics=off", "--control=off",
+			"--log-format=json", "--log-level=info", "--worker-output=raw",
+			"--workers=" + strconv.Itoa(s.workers), "--handoff-window=" + strconv.Itoa(s.window), "--", "node", program}
+	}
+	return []kind{{"Node", primary, refReady}, {cmp.Or(rrd, "rrd"), under, rrdReady}}
+}
+
 // rrdCommand is for the rrd that was built, or for the one that is named.
 func rrdCommand(rrd string, more ...string) func(string, setting) []string {
 	return func(dir string, s setting) []string {

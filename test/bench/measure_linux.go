@@ -20,6 +20,7 @@ type bench struct {
 	masters []kind
 	turns   map[turnID]result
 	memory  memory
+	rss     map[turnID]int // of each master after its turns, in KiB; round is 0
 }
 
 type turnID struct {
@@ -64,6 +65,12 @@ func (b *bench) measure(ctx context.Context) (err error) {
 				}
 				b.turns[turnID{s, k.name, max(round, 0)}] = r
 			}
+		}
+	}
+	b.rss = make(map[turnID]int)
+	for id, m := range running {
+		if b.rss[id], _, err = resident(m.cmd.Process.Pid); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -62,7 +62,7 @@ func (b *bench) print(out io.Writer) error {
 }
 
 func (b *bench) printTurns(s *strings.Builder) {
-	s.WriteString("\n| workers | window | master | us of CPU per connection | to the reference | connections/s | to the reference | failed |\n|---|---|---|---|---|---|---|---|\n")
+	s.WriteString("\n| workers | window | master | us of CPU per connection | to the first | connections/s | to the first | MB | failed |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, at := range b.at {
 		refCPU, refRate := b.figures(at, b.masters[0].name, cpu), b.figures(at, b.masters[0].name, rate)
 		for _, k := range b.masters {
@@ -75,8 +75,8 @@ func (b *bench) printTurns(s *strings.Builder) {
 			for round := range b.rounds {
 				failed += b.turns[turnID{at, k.name, round}].failed
 			}
-			fmt.Fprintf(s, "| %d | %d | %s | %s | %s | %s | %s | %d |\n", at.workers, at.window, k.name,
-				spreadOf(c).text(2), toCPU, spreadOf(r).text(0), toRate, failed)
+			fmt.Fprintf(s, "| %d | %d | %s | %s | %s | %s | %s | %.1f | %d |\n", at.workers, at.window, k.name,
+				spreadOf(c).text(2), toCPU, spreadOf(r).text(0), toRate, float64(b.rss[turnID{at, k.name, 0}])/1024, failed)
 		}
 	}
 }

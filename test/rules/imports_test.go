@@ -28,6 +28,8 @@ const (
 	twoSides    = "master and worker are two processes: what both must know is in handoff"
 	filled      = "metrics knows no other room: cmd/rrd fills it"
 	testOnly    = "for tests only: no program links it"
+	alone       = "rrdctl links it, too, and knows no room"
+	client      = "it knows the master by its control socket only"
 	commandLine = "flags and files end in cmd: a room takes a Config"
 )
 
@@ -49,6 +51,15 @@ var rules = []rule{
 		why: "a room that knew the metrics would bring Prometheus along",
 	},
 	{name: "nothing imports a program", target: "rrd/cmd", except: []string{"cmd/"}, why: "it joins the rooms and is joined by none"},
+	{name: "control is only a conversation", within: "cmd/internal/control/", target: "rrd/dispatcher", why: alone},
+	{name: "control is only a conversation", within: "cmd/internal/control/", target: "rrd/worker", why: alone},
+	{name: "control is only a conversation", within: "cmd/internal/control/", target: "rrd/handoff", why: alone},
+	{name: "control is only a conversation", within: "cmd/internal/control/", target: "rrd/metrics", why: alone},
+	{name: "rrdctl is only a client", within: "cmd/rrdctl/", target: "rrd/dispatcher", why: client},
+	{name: "rrdctl is only a client", within: "cmd/rrdctl/", target: "rrd/worker", why: client},
+	{name: "rrdctl is only a client", within: "cmd/rrdctl/", target: "rrd/handoff", why: client},
+	{name: "rrdctl is only a client", within: "cmd/rrdctl/", target: "rrd/metrics", why: client},
+	{name: "the live view", target: "charm.land", except: []string{"cmd/rrdctl/"}, why: "the master must not link what draws on terminals"},
 	{name: "helpers of tests", target: "rrd/test", except: []string{"test/", "*_test.go"}, why: testOnly},
 	{name: "go-cmp", target: "github.com/google/go-cmp", except: []string{"test/", "*_test.go"}, why: testOnly},
 	{name: "rapid", target: "pgregory.net/rapid", except: []string{"test/", "*_test.go"}, why: testOnly},
@@ -65,7 +76,8 @@ var rules = []rule{
 	{
 		name: "the kernel", target: "golang.org/x/sys/unix",
 		except: []string{
-			"handoff/", "test/", "*_test.go",
+			"handoff/", "test/", "*_test.go", "cmd/internal/control/*_linux.go", "cmd/internal/control/*_bsd.go", "cmd/internal/control/*_unix.go",
+			"cmd/rrdctl/*_unix.go",
 			"dispatcher/poll*.go", "dispatcher/sys*.go", "dispatcher/socket*.go", "dispatcher/accept*.go", "dispatcher/listen*.go",
 			"dispatcher/shared*.go", "dispatcher/*_linux.go", "dispatcher/*_bsd.go", "dispatcher/*_unix.go",
 			"worker/*_linux.go", "worker/*_unix.go", "worker/pool/*_linux.go", "worker/pool/*_unix.go",
@@ -176,6 +188,14 @@ func TestRulesForbid(t *testing.T) {
 		{"cmd/rrd/run.go", "rrd/metrics", false},
 		{"cmd/rrd/run.go", "golang.org/x/sys/unix", true},
 		{"cmd/rrd/config.go", "github.com/spf13/pflag", false},
+		{"cmd/rrd/control.go", "rrd/cmd/internal/control", false},
+		{"cmd/rrd/control.go", "charm.land/bubbletea/v2", true},
+		{"cmd/rrdctl/top.go", "charm.land/bubbletea/v2", false},
+		{"cmd/rrdctl/top.go", "rrd/cmd/internal/control", false},
+		{"cmd/rrdctl/top.go", "rrd/metrics", true},
+		{"cmd/internal/control/server.go", "rrd/worker/pool", true},
+		{"cmd/internal/control/server.go", "golang.org/x/sys/unix", true},
+		{"cmd/internal/control/peer_linux.go", "golang.org/x/sys/unix", false},
 		{"worker/pool/config.go", "github.com/BurntSushi/toml", true},
 	} {
 		broken := ""

@@ -1,0 +1,330 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"rrd/dispatcher"
+	"rrd/metrics"
+	"rrd/worker/pool"
+)
+
+// A reload reads flags, environment and file again (only the file can have changed)
+// and makes the running master what they say, without a moment in which it serves
+// worse: everything is checked first, new listeners are opened, workers are rolled
+// successor first, and what is not wanted any more is closed last. Whatever fails,
+// the master is afterwards as it was.
+
+// frozenSettings are those that need a restart. The policy decides who accepts, and
+// a master has one.
+var frozenSettings = []string{"policy", "worker-protocol", "worker-output", "control", "control-uid", "metrics", "log-format"}
+
+// reloads is what became of them.
+type reloads struct {
+	running sync.Mutex    // held by the one that is under way
+	wanted  chan struct{} // a token: HUP came
+
+	mu          sync.Mutex
+	ok, failed  uint64
+	lastOK      time.Time // of the last that succeeded, or of the start
+	lastFailure string    // of the last one; "": it succeeded
+}
+
+// errReloading is what a reload gets while another is under way.
+var errReloading = errors.New("another reload is under way: try again when it is done")
+
+// reloadOnSignal reloads when HUP comes, once for all that came during one, until
+// ctx ends. Its caller waits for it.
+func (m *master) reloadOnSignal(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.reloads.wanted:
+			m.reloads.running.Lock()
+			_ = m.reloadHeld(ctx, nil) // it is logged
+			m.reloads.running.Unlock()
+		}
+	}
+}
+
+// wantReload is HUP.
+func (m *master) wantReload() {
+	select {
+	case m.reloads.wanted <- struct{}{}:
+	default: // the one that waits has not read the file yet
+	}
+}
+
+// reload reads the configuration again, makes the master follow it, and rolls all
+// workers. progress, if not nil, is told of each step of the roll.
+func (m *master) reload(ctx context.Context, progress func(pool.RollEvent)) error {
+	if !m.reloads.running.TryLock() {
+		return errReloading
+	}
+	defer m.reloads.running.Unlock()
+	return m.reloadHeld(ctx, progress)
+}
+
+func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) error {
+	began := time.Now()
+	m.log.Info().Str("event", "reload.start").Msg("reloading")
+	next, err := m.readAgain()
+	if err == nil {
+		err = m.follow(ctx, next, progress)
+	}
+	m.noteReload(err)
+	if err != nil {
+		m.log.Error().Str("event", "reload.failed").Err(err).Float64("duration_s", time.Since(began).Seconds()).
+			Msg("reload failed: everything is as before")
+		return err
+	}
+	m.log.Info().Str("event", "reload.done").Int("workers", next.Workers).Float64("duration_s", time.Since(began).Seconds()).
+		Msg("reloaded")
+	return nil
+}
+
+func (m *master) noteReload(err error) {
+	r := &m.reloads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.failed++
+		r.lastFailure = oneLine(err.Error())
+		return
+	}
+	r.ok++
+	r.lastOK, r.lastFailure = time.Now(), ""
+}
+
+// reloadCounts is for the metrics.
+func (m *master) reloadCounts() metrics.Reloads {
+	r := &m.reloads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return metrics.Reloads{OK: r.ok, Failed: r.failed, LastSuccess: r.lastOK, LastFailure: r.lastFailure}
+}
+
+// readAgain reads and checks the configuration; nothing is changed.
+func (m *master) readAgain() (*config, error) {
+	if m.draining.Load() {
+		return nil, errors.New("rrd is being stopped")
+	}
+	next, _, err := parseConfig(m.args, m.environ)
+	if err != nil {
+		return nil, err
+	}
+	now := m.current()
+	for _, name := range frozenSettings {
+		if was, is := now.settings[name].values, next.settings[name].values; !slices.Equal(was, is) {
+			return nil, next.bad(name, strings.Join(is, ","), fmt.Sprintf("needs a restart of rrd: it runs with %q", strings.Join(was, ",")))
+		}
+	}
+	if next.Policy != now.Policy {
+		return nil, next.bad("policy", string(next.Policy), fmt.Sprintf("needs a restart of rrd: it runs with %q", now.Policy))
+	}
+	if next.builtIn() != now.builtIn() || next.WorkerProtocol != now.WorkerProtocol {
+		return nil, fmt.Errorf("command %q: takes workers of another kind, which needs a restart of rrd", next.Command)
+	}
+	if err := next.checkDirectory(); err != nil {
+		return nil, err
+	}
+	if err := next.checkCommand(); err != nil {
+		return nil, err
+	}
+	for i := range next.Listen {
+		next.Listen[i].File = nil // an fd: listener that stays is open already
+	}
+	wanted := next.Workers
+	next.Workers = max(next.Workers, m.pool.Snapshot().Desired)
+	err = fitBudget(next)
+	next.Workers = wanted
+	return next, err
+}
+
+// follow makes the master what next says.
+func (m *master) follow(ctx context.Context, next *config, progress func(pool.RollEvent)) error {
+	was := m.current()
+	diff, err := diffListeners(was.Listen, next.Listen)
+	if err != nil {
+		return located("listen", next.origin("listen"), err)
+	}
+	opened, infos, err := m.openListeners(diff.open)
+	if err != nil {
+		return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), next.origin("listen"))
+	}
+	logWarnings(m.log, next)
+	err = m.becomes(next, diff.changed)
+	if err == nil {
+		infos = append(m.keptListeners(diff), infos...)
+		err = m.pool.Roll(m.template(next, infos), pool.RollConfig{Surge: next.Surge, Canary: max(next.CanaryTime, 0)}, m.rollProgress(progress))
+	}
+	if err != nil {
+		return errors.Join(err, m.goBack(was, diff, opened))
+	}
+	m.listeners = infos
+	m.closeListeners(ctx, diff.removed)
+	return m.resizeTo(was, next)
+}
+
+// becomes has what takes effect at once take effect.
+func (m *master) becomes(c *config, changed []dispatcher.ListenerConfig) error {
+	for _, ln := range changed {
+		if err := m.dispatcher.ChangeListener(ln); err != nil {
+			return err
+		}
+	}
+	if err := m.dispatcher.SetLimits(c.dispatcherLimits()); err != nil {
+		return err
+	}
+	if err := m.pool.SetLimits(c.poolLimits()); err != nil {
+		return err
+	}
+	if m.setLevel != nil && c.LogLevel != m.current().LogLevel {
+		m.setLevel(c.LogLevel)
+	}
+	m.live.Store(c)
+	return nil
+}
+
+// goBack undoes what a reload has begun.
+func (m *master) goBack(was *config, diff *listenerDiff, opened []dispatcher.ListenerConfig) error {
+	err := m.becomes(was, diff.before)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	m.closeListeners(ctx, opened)
+	return err
+}
+
+// resizeTo follows a number of workers that the configuration has changed. What
+// TTIN, TTOU and rrdctl have made of it holds until then.
+func (m *master) resizeTo(was, next *config) error {
+	if was.Workers == next.Workers {
+		return nil
+	}
+	if err := m.pool.Resize(next.Workers); err != nil {
+		return fmt.Errorf("--workers: %w (from %s)", err, next.origin("workers"))
+	}
+	m.log.Info().Str("event", "workers.resize").Int("workers", next.Workers).Msg("number of workers changed")
+	return nil
+}
+
+// rollProgress logs the steps of a roll and passes them on.
+func (m *master) rollProgress(progress func(pool.RollEvent)) func(pool.RollEvent) {
+	return func(e pool.RollEvent) {
+		l := m.log.Info()
+		if e.Err != nil {
+			l = m.log.Error().Err(e.Err)
+		}
+		l.Str("event", "reload.step").Int("worker", e.Slot).Str("step", string(e.Step)).Msg("roll")
+		if progress != nil {
+			progress(e)
+		}
+	}
+}
+
+func (m *master) openListeners(add []dispatcher.ListenerConfig) (opened []dispatcher.ListenerConfig, infos []dispatcher.ListenerInfo, err error) {
+	for _, c := range add {
+		info, err := m.dispatcher.Listen(c)
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			m.closeListeners(ctx, opened)
+			return nil, nil, err
+		}
+		opened, infos = append(opened, c), append(infos, info)
+	}
+	return opened, infos, nil
+}
+
+// keptListeners are those that stay.
+func (m *master) keptListeners(diff *listenerDiff) []dispatcher.ListenerInfo {
+	return slices.DeleteFunc(slices.Clone(m.listeners), func(i dispatcher.ListenerInfo) bool {
+		return slices.ContainsFunc(diff.removed, func(c dispatcher.ListenerConfig) bool { return c.Name == i.Name })
+	})
+}
+
+func (m *master) closeListeners(ctx context.Context, list []dispatcher.ListenerConfig) {
+	for _, c := range list {
+		if err := m.dispatcher.CloseListener(ctx, c.Name, c.Address); err != nil {
+			m.log.Error().Str("event", "listener.close").Str("listener", c.Name).Err(err).Msg("listener is not closed yet")
+		}
+	}
+}
+
+// listenerDiff is what a reload does with the listeners. Kept ones keep their socket
+// and its queue.
+type listenerDiff struct {
+	open, removed   []dispatcher.ListenerConfig
+	changed, before []dispatcher.ListenerConfig // the same ones as they are to be, and were
+}
+
+func diffListeners(was, next []dispatcher.ListenerConfig) (*listenerDiff, error) {
+	d := &listenerDiff{}
+	kept := make([]bool, len(was))
+	for _, n := range next {
+		i := slices.IndexFunc(was, func(w dispatcher.ListenerConfig) bool { return w.Network == n.Network && w.Address == n.Address })
+		switch {
+		case i < 0 && n.Network == "fd":
+			return nil, badValue("fd:"+n.Address, "is new, and descriptors come when rrd is started: it needs a restart")
+		case i < 0:
+			d.open = append(d.open, n)
+			continue
+		}
+		w := was[i]
+		kept[i] = true
+		switch {
+		case w.Name != n.Name:
+			return nil, badValue(n.Name, "is another name for the open listener %q: that needs a restart", w.Name)
+		case !sameMode(w, n) || w.UID != n.UID || w.GID != n.GID:
+			return nil, badValue(n.Name, "has another mode or owner than its open socket: that needs a restart, or another path")
+		case w.Backlog != n.Backlog || w.As != n.As:
+			d.changed, d.before = append(d.changed, n), append(d.before, w)
+		}
+	}
+	for i, w := range was {
+		if !kept[i] {
+			d.removed = append(d.removed, w)
+		}
+	}
+	return d, nil
+}
+
+func sameMode(a, b dispatcher.ListenerConfig) bool {
+	if a.Mode == nil || b.Mode == nil {
+		return a.Mode == b.Mode
+	}
+	return *a.Mode == *b.Mode
+}
+
+// template is what workers are started with.
+func (m *master) template(c *config, listeners []dispatcher.ListenerInfo) pool.Template {
+	argv := c.Command
+	if c.builtIn() {
+		argv = m.builtInCommand(listeners)
+	}
+	return pool.Template{Argv: argv, Dir: c.Chdir, ExtraEnv: c.Env, Credential: c.Credential, NoFile: c.WorkerNoFile}
+}
+
+func (c *config) dispatcherLimits() dispatcher.Limits {
+	return dispatcher.Limits{
+		QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0), Window: c.HandoffWindow,
+		BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0), RescueLimit: c.RescueLimit,
+		MaxActive: c.MaxConnectionsActive, DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0,
+	}
+}
+
+func (c *config) poolLimits() pool.Limits {
+	return pool.Limits{
+		StartTimeout: c.StartTimeout, ReadyAfter: c.ReadyAfter, SilentAfter: silentAfter(c.StartTimeout),
+		DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout, RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax,
+		Restart: c.Restart, StopSignal: c.StopSignal,
+	}
+}
