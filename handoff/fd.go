@@ -1,6 +1,10 @@
 package handoff
 
-import "os"
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
 
 // FD owns one descriptor. The zero FD owns nothing. An FD is not copied by who
 // keeps it: the variable that holds it is the owner, and Close or Release
@@ -36,6 +40,20 @@ func (d *FD) Close() error {
 	if errno := closeFD(d.Release()); errno != 0 {
 		return errno
 	}
+	return nil
+}
+
+// MarshalJSON writes the number, for a state that crosses exec(2) in one process:
+// there the number stays. -1 is none. The FD stays the owner.
+func (d FD) MarshalJSON() ([]byte, error) { return strconv.AppendInt(nil, int64(d.Num()), 10), nil }
+
+// UnmarshalJSON makes d the owner of a descriptor by its number.
+func (d *FD) UnmarshalJSON(b []byte) error {
+	n, err := strconv.ParseInt(string(b), 10, 32)
+	if err != nil || n < -1 || n == 1<<31-1 {
+		return fmt.Errorf("descriptor %q: not a number from -1", b)
+	}
+	*d = Own(int(n))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"encoding/json"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -75,5 +76,25 @@ func TestCloseOfAClosedNumberIsReported(t *testing.T) {
 	wantErrno(t, "close", d.Close(), unix.EBADF)
 	if d.Valid() {
 		t.Error("still valid")
+	}
+}
+
+// A state names descriptors by number; decoding makes their owner and touches nothing.
+func TestFDAsJSON(t *testing.T) {
+	for _, want := range []FD{{}, Own(0), Own(7), Own(1 << 20)} {
+		b, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got FD
+		if err := json.Unmarshal(b, &got); err != nil || got != want {
+			t.Errorf("%s: %v, %v", b, got, err)
+		}
+	}
+	for _, bad := range []string{"-2", "2147483647", "99999999999", `"7"`, "1.5", "{}", "[]"} {
+		var got FD
+		if err := json.Unmarshal([]byte(bad), &got); err == nil {
+			t.Errorf("%s was taken for %d", bad, got.Num())
+		}
 	}
 }
