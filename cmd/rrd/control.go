@@ -189,23 +189,23 @@ func (c *call) slots(slot *int, all bool) ([]int, error) {
 	return slots, nil
 }
 
-func (c *call) workersRestart() (any, error) { return c.slotVerb(c.op.Restart) }
-func (c *call) workersDrain() (any, error)   { return c.slotVerb(c.op.DrainSlot) }
-func (c *call) workersUndrain() (any, error) { return c.slotVerb(c.op.UndrainSlot) }
-
-// slotVerb does something with a slot, telling what becomes of it, and returns
-// what it has come to.
-func (c *call) slotVerb(do func(slot int) error) (any, error) {
+// workersRestart waits until the successor has taken the place.
+func (c *call) workersRestart() (any, error) {
 	slot, err := c.slot()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.during(func() error { return do(slot) }, func(s int) bool { return s == slot }); err != nil {
+	if err := c.during(func() error { return c.op.Restart(slot) }, only(slot)); err != nil {
 		return nil, err
 	}
+	return c.slotNow(slot), nil
+}
+
+// slotNow is the result of what was done with a slot.
+func (c *call) slotNow(slot int) control.Workers {
 	w := c.op.Workers(c.ctx)
 	w.Workers = slices.DeleteFunc(w.Workers, func(w control.WorkerStatus) bool { return w.Slot != slot })
-	return w, nil
+	return w
 }
 
 func (c *call) workersSignal() (any, error) {
@@ -280,14 +280,15 @@ func (c *call) reload() (any, error) {
 	if err := c.args(&a); err != nil {
 		return nil, err
 	}
-	return nil, c.op.Reload(c.ctx, c.progress)
+	// Who no longer waits must not leave it half done.
+	return nil, c.during(func() error { return c.op.Reload(context.WithoutCancel(c.ctx), c.progress) }, none)
 }
 
 func (c *call) upgrade() (any, error) {
 	if err := c.noArgs(); err != nil {
 		return nil, err
 	}
-	return nil, c.op.Upgrade(c.ctx, c.progress)
+	return nil, c.during(func() error { return c.op.Upgrade(context.WithoutCancel(c.ctx), c.progress) }, none)
 }
 
 // progress is emit for who does not stop because nobody listens.

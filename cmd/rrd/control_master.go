@@ -279,6 +279,9 @@ func (m *master) Status(ctx context.Context) control.Status {
 		Draining: m.draining.Load(), Stopping: m.stopping.Load(), LogLevel: m.ctl.gate.get().String(),
 		Listeners: []control.ListenerStatus{},
 	}
+	if r := m.reloadCounts(); r.OK+r.Failed > 0 {
+		s.Reload = &control.Reload{OK: r.LastFailure == "", Error: r.LastFailure, LastSuccess: r.LastSuccess}
+	}
 	p := m.pool.Snapshot()
 	s.Desired = p.Desired
 	counts, err := m.snapshot(ctx)
@@ -335,7 +338,7 @@ func workerStatuses(p pool.Snapshot, counts *metrics.Snapshot) []control.WorkerS
 		slot := &p.Slots[i]
 		w := control.WorkerStatus{
 			Slot: slot.Slot, PID: slot.PID, State: string(slot.State),
-			Restarts: slot.Restarts, Backoff: slot.StartsIn.Seconds(),
+			Held: slot.Held, Restarts: slot.Restarts, Backoff: slot.StartsIn.Seconds(),
 		}
 		if slot.PID > 0 {
 			w.Generation, w.Uptime = slot.Generation, slot.Uptime.Seconds()
@@ -344,7 +347,11 @@ func workerStatuses(p pool.Snapshot, counts *metrics.Snapshot) []control.WorkerS
 		if slot.LastExit != nil {
 			w.LastExit = slot.LastExit.String()
 		}
-		for _, o := range slot.Older {
+		others := slot.Older
+		if slot.Next != nil {
+			others = append(slices.Clone(others), *slot.Next)
+		}
+		for _, o := range others {
 			w.Others = append(w.Others, control.OtherProcess{Name: o.Name(), PID: o.PID, State: string(o.State), Uptime: o.Uptime.Seconds()})
 		}
 		if counts != nil {

@@ -140,6 +140,10 @@ func (c *call) during(do func() error, mine func(slot int) bool) error {
 
 func result(do func() error, doneC chan<- error) { doneC <- do() }
 
+// only is about one slot, none about no slot: who tells of them himself.
+func only(slot int) func(int) bool { return func(s int) bool { return s == slot } }
+func none(int) bool                { return false }
+
 // trouble is how often a slot has failed.
 func trouble(s *pool.SlotStatus) (n uint64) {
 	n = s.SpawnFailures
@@ -183,6 +187,8 @@ func (c *call) resize(change func() (int, error)) (any, error) {
 				waits++
 			case slot.State == pool.StateReady:
 				ready++
+			case slot.Held:
+				// It is filled again by undrain only.
 			case slot.State == pool.StateDown && findSlot(before, slot.Slot) != nil && findSlot(before, slot.Slot).State == pool.StateDown:
 				// It was left so before.
 			case trouble(slot) > failures[slot.Slot]:
@@ -231,34 +237,88 @@ func (c *call) workersKill() (any, error) {
 	if target == nil || target.PID == 0 {
 		return nil, control.Errorf(control.CodeFailed, "slot %d has no process", slot)
 	}
-	id, pid := target.ID, target.PID
-	w := c.watch(func(s int) bool { return s == slot })
+	w := c.watch(only(slot))
 	defer w.close()
-	c.op.Kill(id, fmt.Sprintf("killed by uid %d over the control socket", c.peer.UID))
-	err = w.until(func(s pool.Snapshot) (bool, error) {
-		now := findSlot(s, slot)
+	c.op.Kill(target.ID, fmt.Sprintf("killed by uid %d over the control socket", c.peer.UID))
+	if err := w.untilGone(target); err != nil {
+		return nil, err
+	}
+	return control.Killed{Slot: slot, PID: target.PID}, nil
+}
+
+// untilGone waits until a process is dead.
+func (w *watch) untilGone(target *pool.SlotStatus) error {
+	return w.until(func(s pool.Snapshot) (bool, error) {
+		now := findSlot(s, target.Slot)
 		if now == nil {
 			return true, nil
 		}
-		if now.ID == id {
+		if now.ID == target.ID {
 			if now.State == pool.StateStuck {
-				return false, stuckError(slot, pid)
+				return false, stuckError(target)
 			}
 			return false, nil
 		}
 		for _, o := range now.Older {
-			if o.ID == id {
-				return false, stuckError(slot, pid)
+			if o.ID == target.ID {
+				if o.State == pool.StateStuck || o.State == pool.StateOrphan {
+					return false, stuckError(target)
+				}
+				return false, nil
 			}
 		}
 		return true, nil
 	})
+}
+
+// workersDrain waits until the slot is empty.
+func (c *call) workersDrain() (any, error) {
+	slot, err := c.slot()
 	if err != nil {
 		return nil, err
 	}
-	return control.Killed{Slot: slot, PID: pid}, nil
+	target := findSlot(c.op.Snapshot(), slot)
+	w := c.watch(only(slot))
+	defer w.close()
+	if err := c.op.DrainSlot(slot); err != nil {
+		return nil, err
+	}
+	if target != nil && target.PID > 0 {
+		if err := w.untilGone(target); err != nil {
+			return nil, err
+		}
+	}
+	return c.slotNow(slot), nil
 }
 
-func stuckError(slot, pid int) error {
-	return control.Errorf(control.CodeFailed, "process %d of slot %d was killed and does not end: the kernel holds it", pid, slot)
+// workersUndrain waits until the slot serves again.
+func (c *call) workersUndrain() (any, error) {
+	slot, err := c.slot()
+	if err != nil {
+		return nil, err
+	}
+	before := findSlot(c.op.Snapshot(), slot)
+	w := c.watch(only(slot))
+	defer w.close()
+	if err := c.op.UndrainSlot(slot); err != nil {
+		return nil, err
+	}
+	err = w.until(func(s pool.Snapshot) (bool, error) {
+		now := findSlot(s, slot)
+		switch {
+		case now == nil || s.Stopping:
+			return false, control.Errorf(control.CodeFailed, "slot %d is no more", slot)
+		case before != nil && trouble(now) > trouble(before):
+			return false, control.Errorf(control.CodeFailed, "%s %s; rrd goes on with its restarts", slotName(slot), w.why(now))
+		}
+		return now.State == pool.StateReady, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.slotNow(slot), nil
+}
+
+func stuckError(target *pool.SlotStatus) error {
+	return control.Errorf(control.CodeFailed, "process %d of slot %d was killed and does not end: the kernel holds it, or a process that it has started lives on", target.PID, target.Slot)
 }

@@ -159,10 +159,10 @@ type Status struct {
 
 // Reload is the outcome of the last reload.
 type Reload struct {
-	OK         bool      `json:"ok"`
-	Time       time.Time `json:"time"`
-	Error      string    `json:"error,omitempty"`
-	Generation int       `json:"generation"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+	// LastSuccess is when the configuration in force was read.
+	LastSuccess time.Time `json:"last_success"`
 }
 
 // ListenerStatus is one listener with its law: accepted + rescued = acked + dropped +

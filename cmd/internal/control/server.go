@@ -252,7 +252,12 @@ func (k *client) handle(r Request) (result any, err error) {
 			result, err = nil, Errorf(CodeFailed, "%s: internal error: %v", r.Cmd, p)
 		}
 	}()
+	var over atomic.Bool
+	defer over.Store(true)
 	emit := func(event any) error {
+		if over.Load() { // of what goes on although nobody waits
+			return net.ErrClosed
+		}
 		raw, err := json.Marshal(event)
 		if err != nil {
 			return err
