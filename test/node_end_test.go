@@ -36,7 +36,7 @@ func TestNodeDrain(t *testing.T) {
 				t.Error(exit.Line)
 			}
 			r := finish()
-			if failed := len(r.Failed()); failed > 0 && !endsUnread(t, r) {
+			if failed := len(r.Failed()); failed > 0 && !endsUnread(t, r, false) {
 				t.Errorf("%d of %d failed", failed, n)
 			}
 			if ways.name == "stop" {
