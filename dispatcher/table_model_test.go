@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -359,6 +360,21 @@ func TestTableAgainstModel(t *testing.T) {
 				}
 				m.t.removeWorker(w)
 				delete(m.workers, w)
+			},
+			"upgrade": func(rt *rapid.T) {
+				text, err := json.Marshal(m.t.save())
+				if err != nil {
+					rt.Fatal(err)
+				}
+				var s savedTable
+				if err := json.Unmarshal(text, &s); err != nil {
+					rt.Fatal(err)
+				}
+				t, err := restoreTable(&s, 0)
+				if err != nil {
+					rt.Fatalf("%v in %s", err, text)
+				}
+				m.t = t
 			},
 			"addWorker":   func(rt *rapid.T) { m.addWorker(rapid.Bool().Draw(rt, "serving")) },
 			"addListener": func(*rapid.T) { m.addListener() },
