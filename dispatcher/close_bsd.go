@@ -9,4 +9,6 @@ import "errors"
 
 func refuseNew(int) error { return errors.ErrUnsupported }
 
+func acceptNew(int) {}
+
 func handshakes(uint16) (int, error) { return 0, errors.ErrUnsupported }

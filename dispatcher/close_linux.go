@@ -33,6 +33,11 @@ func refuseNew(fd int) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &fprog))
 }
 
+// acceptNew takes the filter away again.
+func acceptNew(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) // an error: it has none
+}
+
 // handshakes counts the connections to addr's port whose handshake is not done:
 // sock_diag(7) with the state SYN_RECV as filter, so that a full table of
 // TIME_WAIT costs nothing. An error means that nobody can tell.

@@ -125,6 +125,8 @@ type ListenerInfo struct {
 	Shared bool
 	// Backlog as asked; 0: the system's maximum.
 	Backlog int
+	// Kept is set in the answer of Listen if the socket was one kept for it.
+	Kept bool
 }
 
 // Worker is a process to be given connections.
@@ -165,6 +167,8 @@ type ListenerConfig struct {
 	Mode *os.FileMode
 	// UID and GID own a unix socket file; -1 leaves them alone.
 	UID, GID int
-	// File is the inherited socket of an "fd" listener. Listen takes ownership.
+	// File is the inherited socket of an "fd" listener; of others one that was kept for
+	// it while there was no master, which is used in place of a new one if it is of the
+	// same address. Listen takes ownership.
 	File *os.File
 }

@@ -37,12 +37,21 @@ func New(cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make poller: %w", err)
 	}
+	d := newDispatcher(cfg, p)
+	d.start(newLoop(d))
+	return d, nil
+}
+
+func newDispatcher(cfg Config, p *poller) *Dispatcher {
 	d := &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	d.events.ready = make(chan struct{}, 1)
+	return d
+}
+
+func (d *Dispatcher) start(l *loop) {
 	d.lingering.start() // Close stops it
 	go d.deliver()      // Close waits for it
-	go d.loop()         // Close waits for it
-	return d, nil
+	go d.loop(l)        // Close waits for it
 }
 
 // Done is closed when the loop has ended: after Close, or because waiting for
@@ -112,15 +121,7 @@ func (d *Dispatcher) do(ctx context.Context, fn func(*loop)) error {
 // Listen opens a listener and starts to accept from it. Under reuseport the
 // sockets of the slots are made as their workers come.
 func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
-	o := bindOptions{replaceStale: true, backlog: c.Backlog, mode: c.Mode, uid: c.UID, gid: c.GID}
-	var s *socket
-	var err error
-	if c.Network == "fd" {
-		s, err = inherited(c.File)
-	} else {
-		o.reuseport = d.cfg.Policy == SchedReuseport && isTCP(c.Network)
-		s, err = bindSocket(c.Network, c.Address, o)
-	}
+	s, err := d.bind(c)
 	if err != nil {
 		return ListenerInfo{}, fmt.Errorf("listen %s: %w", c.Name, err)
 	}
@@ -130,6 +131,7 @@ func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
 		ln, e := l.open(c, s, nil)
 		if oerr = e; e == nil {
 			info = ln.info()
+			info.Kept = s.kept
 		}
 	})
 	if err == nil {

@@ -82,10 +82,9 @@ const acceptBatch = 64
 const lateTurn = int64(time.Second)
 
 // loop runs until stop or until polling fails.
-func (d *Dispatcher) loop() {
+func (d *Dispatcher) loop(l *loop) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	l := newLoop(d)
 	var err error
 	for err == nil && !l.stopping {
 		err = l.turn()
@@ -440,6 +439,7 @@ func (l *loop) copyStats() *Stats {
 	s := l.stats
 	s.QueueLimit = l.cfg.QueueLimit
 	s.Draining = l.draining
+	s.Processes = l.copyProcesses()
 	s.Listeners = make([]ListenerStats, len(l.names))
 	for i, n := range l.names {
 		s.Listeners[i] = n.ListenerStats

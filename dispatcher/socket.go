@@ -25,6 +25,7 @@ type socket struct {
 	network string // "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6"
 	addr    string // as bound: port 0 resolved
 	file    *socketFile
+	kept    bool // others may hold it too; see kept.go
 }
 
 func (s *socket) packet() bool { return strings.HasPrefix(s.network, "udp") }
@@ -33,6 +34,9 @@ func (s *socket) tcp() bool    { return strings.HasPrefix(s.network, "tcp") }
 // close closes the socket and removes its file if that is still ours.
 func (s *socket) close() error {
 	s.file.remove()
+	if s.kept {
+		acceptNew(s.fd.Num()) // who holds it may listen on
+	}
 	return s.fd.Close()
 }
 

@@ -175,6 +175,7 @@ type Stats struct {
 	Listeners    []ListenerStats
 	Slots        []SlotStats
 	Redispatches [NumRedispatches]uint64
+	Processes    []ProcessStats // by slot
 	// Dispatch is accept to ack, QueueWait accept to first send, HandoffAck send
 	// to answer.
 	Dispatch, QueueWait, HandoffAck Histogram

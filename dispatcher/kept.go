@@ -1,0 +1,148 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A listening socket outlives the master when somebody else holds it too: the
+// service manager, in its descriptor store. The next master is given it back and
+// serves the same queue.
+
+// Sockets returns duplicates of a configured listener's sockets, for somebody to hold
+// them; the caller closes them. Never put one into blocking mode (os.File.Fd does): the
+// flag is the socket's, not the duplicate's. There are none of a listener whose slots
+// have sockets of their own: a socket that nobody accepts from would be given its
+// share of the connections all the same.
+func (d *Dispatcher) Sockets(name, address string) (files []*os.File, err error) {
+	err = d.do(context.Background(), func(l *loop) {
+		for _, ln := range l.listeners {
+			if ln == nil || ln.closing || ln.sock == nil || !ln.isOpen(name, address) {
+				continue
+			}
+			if dup, derr := ln.sock.fd.Dup(); derr == nil {
+				files = append(files, os.NewFile(uintptr(dup.Release()), name))
+			} else {
+				files, err = nil, derr
+			}
+			return
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the socket of %s: %w", name, err)
+	}
+	return files, nil
+}
+
+// errOtherSocket says that a kept socket is not that of the listener's address.
+var errOtherSocket = errors.New("the kept socket is of another address")
+
+// kept makes the socket of a listener out of one that was kept for it, and takes its
+// descriptor. It is ours in every way: closing it closes the listener.
+func kept(c ListenerConfig) (*socket, error) {
+	s, err := inherited(c.File)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.becomes(c); err != nil {
+		_ = s.fd.Close()
+		return nil, err
+	}
+	// Who held it may have been ended while it closed the listener.
+	acceptNew(s.fd.Num())
+	if !s.packet() {
+		setBacklog(s.fd, backlogOr(c.Backlog))
+	}
+	s.kept = true
+	return s, nil
+}
+
+// becomes checks that the socket is what c would bind.
+func (s *socket) becomes(c ListenerConfig) error {
+	if s.network != strings.TrimRight(c.Network, "46") {
+		return errOtherSocket
+	}
+	s.network = c.Network
+	if c.Network == "unix" {
+		return s.findFile(c.Address)
+	}
+	want, err := parseInet(c.Address)
+	if err != nil {
+		return err
+	}
+	is, err := netip.ParseAddrPort(s.addr)
+	if err != nil {
+		return err
+	}
+	switch {
+	case want.Port() != 0 && want.Port() != is.Port():
+		return errOtherSocket
+	case !want.Addr().IsValid() || want.Addr().IsUnspecified():
+		only4 := want.Addr().Is4() || strings.HasSuffix(c.Network, "4")
+		if !is.Addr().IsUnspecified() || only4 && !is.Addr().Is4() || strings.HasSuffix(c.Network, "6") && is.Addr().Is4() {
+			return errOtherSocket
+		}
+	case want.Addr().WithZone("") != is.Addr().WithZone(""):
+		return errOtherSocket
+	}
+	return nil
+}
+
+// findFile finds the file of a unix socket again. Without it nobody can connect.
+func (s *socket) findFile(path string) error {
+	if s.addr != path {
+		return errOtherSocket
+	}
+	if strings.HasPrefix(path, "@") {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return errOtherSocket
+	}
+	s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
+	return nil
+}
+
+// bind opens the socket of a listener, or takes the one that was kept for it if that
+// fits.
+func (d *Dispatcher) bind(c ListenerConfig) (*socket, error) {
+	o := bindOptions{replaceStale: true, backlog: c.Backlog, mode: c.Mode, uid: c.UID, gid: c.GID}
+	o.reuseport = d.cfg.Policy == SchedReuseport && isTCP(c.Network)
+	switch {
+	case c.Network == "fd":
+		return inherited(c.File)
+	case c.File != nil && o.reuseport:
+		_ = c.File.Close() // one socket cannot be that of every slot
+	case c.File != nil:
+		if s, err := kept(c); err == nil {
+			return s, nil
+		}
+	}
+	return bindSocket(c.Network, c.Address, o)
+}
+
+// ProcessStats are the counts of one process.
+type ProcessStats struct {
+	ID   uint64 // of its Worker
+	Slot int
+	Acks uint64
+}
+
+func (l *loop) copyProcesses() []ProcessStats {
+	out := make([]ProcessStats, 0, len(l.byID))
+	for _, k := range l.links {
+		if k != nil {
+			out = append(out, ProcessStats{ID: k.id, Slot: k.slot, Acks: k.acks})
+		}
+	}
+	slices.SortFunc(out, func(a, b ProcessStats) int { return a.Slot - b.Slot })
+	return out
+}
