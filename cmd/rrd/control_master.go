@@ -315,7 +315,7 @@ func (m *master) Status(ctx context.Context) control.Status {
 
 func (m *master) Workers(ctx context.Context) control.Workers {
 	s := m.Status(ctx)
-	return control.Workers{Desired: s.Desired, Workers: s.Workers}
+	return control.Workers{Policy: s.Policy, Desired: s.Desired, Workers: s.Workers}
 }
 
 func listenerStatus(l *metrics.Listener) control.ListenerStatus {

@@ -138,7 +138,7 @@ func (a *app) workers() error {
 	if err := a.ask(control.CmdWorkersList, nil, &w, nil); err != nil || a.json() {
 		return err
 	}
-	a.lines(a.workerLines(w.Workers))
+	a.lines(a.workerLines(w.Workers, w.Policy))
 	return nil
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"rrd/cmd/internal/control"
@@ -14,15 +15,15 @@ var workerColumns = []column{
 	{title: "SLOT", right: true},
 	{title: "PID", right: true},
 	{title: "GEN", right: true, drop: 5},
-	{title: "STATE"},
+	{title: "STATE", least: 9}, // so that most changes of state move nothing
 	{title: "UPTIME", right: true, drop: 1},
 	{title: "CONN/S", right: true, drop: 2, rare: true}, // top only
-	{title: "CONNS", right: true, drop: 6},
+	{title: "CONNS", right: true, drop: 7, rare: true},
 	{title: "ACTIVE", right: true, drop: 3, rare: true},
-	{title: "INFLIGHT", right: true, drop: 4},
-	{title: "REJ", right: true, drop: 9},
-	{title: "FAIL", right: true, drop: 10},
-	{title: "RESTARTS", right: true, drop: 7},
+	{title: "INFLIGHT", right: true, drop: 4, rare: true},
+	{title: "REJ", right: true, drop: 9, rare: true},
+	{title: "FAIL", right: true, drop: 10, rare: true},
+	{title: "RESTARTS", right: true, drop: 6},
 	{title: "CPU%", right: true, drop: 3, rare: true}, // top only
 	{title: "CPU", right: true, drop: 8, rare: true},
 	{title: "RSS", right: true, drop: 4, rare: true},
@@ -35,12 +36,19 @@ var workerColumns = []column{
 type speed struct{ conns, cpu *float64 }
 
 // workerTable has a row for each slot and for each further process of it. states
-// are those of the rows.
-func workerTable(workers []control.WorkerStatus, speeds map[int]speed) (t *table, states []string) {
+// are those of the rows. Under a policy other than rr the master does not see whom
+// the workers serve.
+func workerTable(workers []control.WorkerStatus, policy string, speeds map[int]speed) (t *table, states []string) {
 	t = &table{columns: workerColumns}
 	for i := range workers {
 		w := &workers[i]
-		t.rows = append(t.rows, workerRow(w, speeds[w.Slot]))
+		row := workerRow(w, speeds[w.Slot])
+		if policy != "rr" && w.Handoffs == 0 {
+			for _, i := range []int{6, 8, 9, 10} {
+				row[i] = "-"
+			}
+		}
+		t.rows = append(t.rows, row)
 		states = append(states, w.State)
 		for _, o := range w.Others {
 			row := make([]string, len(workerColumns))
@@ -60,7 +68,7 @@ func workerRow(w *control.WorkerStatus, s speed) []string {
 	state := plain(w.State)
 	switch {
 	case w.State == "backoff" && w.Backoff > 0:
-		state += " " + age(w.Backoff)
+		uptime = "in " + age(w.Backoff)
 	case w.Held:
 		state += " held"
 	}
@@ -139,6 +147,8 @@ func total[T int | uint64](listeners []control.ListenerStatus, of func(*control.
 	return n
 }
 
+func acceptedOf(l *control.ListenerStatus) uint64 { return l.Accepted }
+
 func dropped(l *control.ListenerStatus) uint64 { return sum(l.Dropped) }
 
 // condition is the state of the whole in a word.
@@ -163,14 +173,34 @@ func readyWorkers(s *control.Status) (n int) {
 	return n
 }
 
-// headLines tell of the master itself.
-func headLines(s *control.Status) []string {
+func lawful(s *control.Status) bool {
+	return !slices.ContainsFunc(s.Listeners, func(l control.ListenerStatus) bool { return !l.LawHolds })
+}
+
+// kernelQueue is that of all listeners, where the system tells it.
+func kernelQueue(s *control.Status) string {
+	length, limit := 0, 0
+	for i := range s.Listeners {
+		if q := s.Listeners[i].KernelQueue; q != nil {
+			length, limit = length+q.Length, limit+q.Limit
+		}
+	}
+	if limit == 0 {
+		return ""
+	}
+	return fmt.Sprintf("  kernel queue %d/%d", length, limit)
+}
+
+// headLines tell of the whole: accepted is a number or a rate, dispatch the counts
+// of the histogram, of all time or of a part.
+func headLines(s *control.Status, accepted string, dispatch []uint64) []string {
 	lines := []string{
 		fmt.Sprintf("rrd %s  pid %d  up %s  policy %s  %s", plain(s.Version), s.PID, age(s.Time.Sub(s.Started).Seconds()), plain(s.Policy), condition(s)),
-		fmt.Sprintf("workers %d/%d ready  queue %d/%d  in flight %d  dropped %s  dispatch p50 %s p99 %s",
-			readyWorkers(s), s.Desired, total(s.Listeners, func(l *control.ListenerStatus) int { return l.Queued }), s.QueueLimit,
-			total(s.Listeners, func(l *control.ListenerStatus) int { return l.InFlight }), count(total(s.Listeners, dropped)),
-			quantile(s.Dispatch.Bounds, s.Dispatch.Counts, 0.5), quantile(s.Dispatch.Bounds, s.Dispatch.Counts, 0.99)),
+		fmt.Sprintf("workers %d/%d ready  accepted %s  queue %d/%d  in flight %d  dropped %s",
+			readyWorkers(s), s.Desired, accepted, total(s.Listeners, func(l *control.ListenerStatus) int { return l.Queued }), s.QueueLimit,
+			total(s.Listeners, func(l *control.ListenerStatus) int { return l.InFlight }), count(total(s.Listeners, dropped))),
+		fmt.Sprintf("dispatch p50 %s p99 %s%s  law %s",
+			quantile(s.Dispatch.Bounds, dispatch, 0.5), quantile(s.Dispatch.Bounds, dispatch, 0.99), kernelQueue(s), law(lawful(s))),
 	}
 	if r := s.Reload; r != nil && !r.OK {
 		lines = append(lines, fmt.Sprintf("LAST RELOAD FAILED, the configuration is that of %s ago: %s", age(s.Time.Sub(r.LastSuccess).Seconds()), plain(r.Error)))
@@ -180,9 +210,10 @@ func headLines(s *control.Status) []string {
 
 // statusLines is the whole of rrdctl status.
 func (a *app) statusLines(s *control.Status) (lines []string) {
-	for _, l := range headLines(s) {
-		l = cut(l, a.width)
-		if strings.Contains(l, "NOT READY") || strings.Contains(l, "FAILED") {
+	accepted := count(total(s.Listeners, acceptedOf))
+	for _, l := range headLines(s, accepted, s.Dispatch.Counts) {
+		// Not cut: a reason is worth a second line.
+		if strings.Contains(l, "NOT READY") || strings.Contains(l, "FAILED") || strings.Contains(l, "BROKEN") {
 			l = a.paint(l, "failed")
 		}
 		lines = append(lines, l)
@@ -196,11 +227,11 @@ func (a *app) statusLines(s *control.Status) (lines []string) {
 			lines = append(lines, l)
 		}
 	}
-	return append(append(lines, ""), a.workerLines(s.Workers)...)
+	return append(append(lines, ""), a.workerLines(s.Workers, s.Policy)...)
 }
 
-func (a *app) workerLines(workers []control.WorkerStatus) []string {
-	t, states := workerTable(workers, nil)
+func (a *app) workerLines(workers []control.WorkerStatus, policy string) []string {
+	t, states := workerTable(workers, policy, nil)
 	lines := t.lines(a.width)
 	for i, state := range states {
 		lines[i+1] = a.paint(lines[i+1], state)

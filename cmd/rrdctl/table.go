@@ -14,6 +14,7 @@ type column struct {
 	title string
 	drop  int
 	right bool // aligned, as numbers are
+	least int  // width that it has at least
 	rare  bool // left out when no row has anything in it
 }
 
@@ -31,7 +32,7 @@ func (t *table) lines(width int) []string {
 	keep := make([]bool, len(t.columns))
 	wide := make([]int, len(t.columns))
 	for i, c := range t.columns {
-		wide[i] = utf8.RuneCountInString(c.title)
+		wide[i] = max(utf8.RuneCountInString(c.title), c.least)
 		filled := false
 		for _, r := range t.rows {
 			wide[i] = max(wide[i], utf8.RuneCountInString(r[i]))
@@ -66,6 +67,8 @@ func (t *table) lines(width int) []string {
 			text := cell(i)
 			if c.right {
 				text = strings.Repeat(" ", wide[i]-utf8.RuneCountInString(text)) + text
+			} else if c.least > 0 {
+				text += strings.Repeat(" ", wide[i]-utf8.RuneCountInString(text))
 			}
 			cells = append(cells, text)
 		}

@@ -100,12 +100,9 @@ func (v *topView) elapsed() float64 {
 
 // head is the lines above the table.
 func (v *topView) head() []string {
-	lines := headLines(v.now)
-	accepted := "-"
-	counts := v.now.Dispatch.Counts
+	accepted, counts := "-/s", v.now.Dispatch.Counts
 	if t := v.elapsed(); t > 0 {
-		of := func(l *control.ListenerStatus) uint64 { return l.Accepted }
-		accepted = rate(float64(total(v.now.Listeners, of)-total(v.before.Listeners, of)) / t)
+		accepted = rate(float64(total(v.now.Listeners, acceptedOf)-total(v.before.Listeners, acceptedOf))/t) + "/s"
 		if was := v.before.Dispatch.Counts; len(was) == len(counts) {
 			counts = slices.Clone(counts)
 			for i := range counts {
@@ -113,25 +110,7 @@ func (v *topView) head() []string {
 			}
 		}
 	}
-	kernel := ""
-	length, limit := 0, 0
-	lawful := true
-	for i := range v.now.Listeners {
-		l := &v.now.Listeners[i]
-		lawful = lawful && l.LawHolds
-		if l.KernelQueue != nil {
-			length, limit = length+l.KernelQueue.Length, limit+l.KernelQueue.Limit
-		}
-	}
-	if limit > 0 {
-		kernel = fmt.Sprintf("  kernel queue %d/%d", length, limit)
-	}
-	lines[1] = fmt.Sprintf("workers %d/%d ready  accepted %s/s  queue %d/%d  in flight %d  dropped %s",
-		readyWorkers(v.now), v.now.Desired, accepted, total(v.now.Listeners, func(l *control.ListenerStatus) int { return l.Queued }), v.now.QueueLimit,
-		total(v.now.Listeners, func(l *control.ListenerStatus) int { return l.InFlight }), count(total(v.now.Listeners, dropped)))
-	third := fmt.Sprintf("dispatch p50 %s p99 %s%s  law %s",
-		quantile(v.now.Dispatch.Bounds, counts, 0.5), quantile(v.now.Dispatch.Bounds, counts, 0.99), kernel, law(lawful))
-	lines = slices.Insert(lines, 2, third)
+	lines := headLines(v.now, accepted, counts)
 	for i := range lines {
 		lines[i] = cut(lines[i], v.width)
 	}
@@ -183,7 +162,7 @@ func (v *topView) table() (lines []string, slots []int) {
 	for i := range workers {
 		workers[i].CPU, workers[i].LastExit = nil, "" // their columns are those of status
 	}
-	t, _ := workerTable(workers, speeds)
+	t, _ := workerTable(workers, v.now.Policy, speeds)
 	for i := range workers {
 		for range 1 + len(workers[i].Others) {
 			slots = append(slots, workers[i].Slot)
@@ -330,6 +309,7 @@ func (m *topModel) key(key string) tea.Cmd {
 		m.sort(-1)
 	case "r":
 		m.view.reverse = !m.view.reverse
+		m.sort(0)
 	case "d":
 		m.ask("drain", control.CmdWorkersDrain)
 	case "u":
@@ -340,9 +320,13 @@ func (m *topModel) key(key string) tea.Cmd {
 	return nil
 }
 
+// sort selects what is first in the new order.
 func (m *topModel) sort(by int) {
 	at := slices.Index(sortKeys, m.view.by)
 	m.view.by = sortKeys[(at+by+len(sortKeys))%len(sortKeys)]
+	if _, slots := m.view.table(); len(slots) > 0 {
+		m.slot = slots[0]
+	}
 }
 
 // move selects another slot, by rows of the table.
@@ -361,7 +345,11 @@ func (m *topModel) move(by int) {
 
 func (m *topModel) ask(verb, cmd string) {
 	if i := slices.IndexFunc(m.view.now.Workers, func(w control.WorkerStatus) bool { return w.Slot == m.slot }); i >= 0 {
-		m.confirm = &question{fmt.Sprintf("%s slot %d (pid %d)", verb, m.slot, m.view.now.Workers[i].PID), cmd, m.slot}
+		process := "no process"
+		if pid := m.view.now.Workers[i].PID; pid > 0 {
+			process = "pid " + number(pid)
+		}
+		m.confirm = &question{fmt.Sprintf("%s slot %d (%s)", verb, m.slot, process), cmd, m.slot}
 	}
 }
 
@@ -413,7 +401,7 @@ func (m *topModel) screen() []string {
 		case i == at && a.color:
 			line = invert + line + strings.Repeat(" ", max(m.view.width-len([]rune(line)), 0)) + reset
 		case i == at:
-			line = cut(">"+line, m.view.width)
+			line = cut(">"+strings.TrimPrefix(line, " "), m.view.width)
 		default:
 			line = a.paint(line, states[slots[i]])
 		}

@@ -234,8 +234,9 @@ type Histogram struct {
 	Counts []uint64  `json:"counts"`
 }
 
-// Workers is the result of workers.list.
+// Workers is the result of workers.list, and of what is done with one slot.
 type Workers struct {
+	Policy  string         `json:"policy"`
 	Desired int            `json:"workers_desired"`
 	Workers []WorkerStatus `json:"workers"`
 }
