@@ -144,7 +144,7 @@ func (l *loop) sayReady(k *link) {
 // settled says whether k has all the listeners of those who serve in its slot.
 func (l *loop) settled(k *link) bool {
 	for _, old := range l.links {
-		if old == nil || old == k || old.slot != k.slot || old.gone || !old.ready || slices.Contains(l.settling, old) {
+		if old == nil || old == k || old.slot != k.slot || old.gone || !old.ready || l.isSettling(old) {
 			continue
 		}
 		for _, w := range old.joined {
@@ -155,6 +155,8 @@ func (l *loop) settled(k *link) bool {
 	}
 	return true
 }
+
+func (l *loop) isSettling(k *link) bool { return slices.Contains(l.settling, k) }
 
 // settle looks at those who are not settled yet.
 func (l *loop) settle() {

@@ -50,6 +50,7 @@ type link struct {
 	pinged       int64 // when the PING was sent whose PONG is owed; 0: none is
 	heard        int64 // when it said something last
 	touches      bool  // it says TOUCHED
+	reader       int   // the process that said READY; 0: not known
 	unhealthy    bool  // its program's own check fails
 
 	toldUnhealthy bool  // what Hooks.Health was told last
@@ -492,6 +493,7 @@ func (l *loop) noteReader(k *link) {
 		return
 	}
 	pid := s.Sender()
+	k.reader = pid
 	if err := s.IgnoreSender(); err != nil {
 		l.fatal("ignore the sender", err)
 	}
