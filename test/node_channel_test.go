@@ -36,6 +36,35 @@ func TestNodeMessages(t *testing.T) {
 	}
 }
 
+// A worker that was busy finds hundreds of handoffs at once, messages of its own
+// between the answers: none is lost or mixed up with another.
+func TestNodeWideWindow(t *testing.T) {
+	t.Parallel()
+	const n = 600
+	m := lab(t, 1, "--policy", "rr", "--handoff-window", "1024", "--busy-after", "off")
+	w := remotes(t, m)[0]
+	if err := w.ask("/busy", "ms", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	running(t, w.pid)
+	finish := waitingContext(t.Context(), m, load.Config{Clients: n, Total: n, Judge: nodeSays, URI: func(i int) string {
+		if i%50 == 0 {
+			return "/send?bytes=100000"
+		}
+		return "/"
+	}})
+	s := m.WaitStatus("all to have come", func(s *harness.Status) bool { return s.Accepted() == n+1 })
+	t.Logf("%d in flight to the busy worker", s.Workers[0].InFlight)
+	r := finish()
+	t.Log(r)
+	if r.Count(load.OK) != n {
+		t.Errorf("%d of %d failed", n-r.Count(load.OK), n)
+	}
+	if s := m.Idle(); s.Acked() != n+1 || s.Dropped() != 0 || s.Workers[0].Handoffs != n+1 {
+		t.Errorf("acked %d, dropped %d, handed off %d times", s.Acked(), s.Dropped(), s.Workers[0].Handoffs)
+	}
+}
+
 // A worker that sends connections away is answered, so that it goes on; what it
 // sent is closed.
 func TestNodeSendsSockets(t *testing.T) {

@@ -38,6 +38,7 @@ const acts = {
   '/listen': listen,
   '/close': (query, done) => servers[query.get('name')].close(() => done({})),
   '/slow': (query, done) => setTimeout(() => done({}), Number(query.get('ms'))),
+  '/busy': (query, done) => { for (const end = Date.now() + Number(query.get('ms')); Date.now() < end;) ; done({}) },
   '/env': (query, done) => done({
     env: process.env, id: cluster.isWorker ? cluster.worker.id : 0, connected: process.connected === true
   }),
