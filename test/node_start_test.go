@@ -43,7 +43,7 @@ func TestNodeSilent(t *testing.T) {
 			t.Parallel()
 			// Each process binds a port of its own, with no word to the master.
 			m := node(t, 2, "http.js", harness.Options{
-				Args: []string{"--policy", "rr", "--start-timeout", "7s"}, Command: tt.command(t), Unready: true, ExitCode: 3,
+				Args: []string{"--policy", "rr", "--start-timeout", "6s"}, Command: tt.command(t), Unready: true, ExitCode: 3,
 				LeavesFiles: []string{"node-compile-cache"}, // of npm
 				Env:         []string{"npm_config_cache=" + t.TempDir(), "npm_config_update_notifier=false"},
 			})

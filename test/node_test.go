@@ -279,7 +279,8 @@ func TestNodePrograms(t *testing.T) {
 		total   int
 	}{
 		{"http.js", 20_000},
-		{"http.mjs", 2000}, // the same as an ES module
+		{"http.mjs", 2000},   // the same as an ES module
+		{"cluster.js", 2000}, // and with a primary's half, which is not run
 		{"express.js", 20_000},
 		{"fastify.mjs", 20_000},
 	} {
