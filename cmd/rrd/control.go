@@ -298,7 +298,15 @@ func (c *call) drain() (any, error) {
 	if err := c.noArgs(); err != nil {
 		return nil, err
 	}
-	return c.op.Drain(c.ctx)
+	var result control.Drained
+	err := c.during(func() (err error) {
+		result, err = c.op.Drain(context.WithoutCancel(c.ctx)) // it goes on when nobody waits
+		return err
+	}, none)
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
 }
 
 func (c *call) undrain() (any, error) {
@@ -318,7 +326,10 @@ func (c *call) stop() (any, error) {
 		result, err = c.op.Stop(c.ctx, a.Now)
 		return err
 	}, nil)
-	return result, err
+	if err != nil { // else result is written: see during
+		return nil, err
+	}
+	return result, nil
 }
 
 func (c *call) configShow() (any, error) {
