@@ -10,7 +10,8 @@ import (
 // their defaults, as there.
 type Limits struct {
 	StartTimeout, ReadyAfter, SilentAfter time.Duration
-	DrainTimeout, StopTimeout             time.Duration
+	DrainTimeout, DrainSpread             time.Duration
+	StopTimeout                           time.Duration
 	RespawnMin, RespawnMax                time.Duration
 	Restart                               RestartPolicy
 	StopSignal                            syscall.Signal
@@ -20,9 +21,13 @@ type Limits struct {
 func (p *Pool) SetLimits(l Limits) error {
 	var err error
 	p.ask(func() {
+		if err = p.unchangeable(); err != nil {
+			err = fmt.Errorf("change pool: %w", err)
+			return
+		}
 		c := p.cfg
 		c.StartTimeout, c.ReadyAfter, c.SilentAfter = l.StartTimeout, l.ReadyAfter, l.SilentAfter
-		c.DrainTimeout, c.StopTimeout = l.DrainTimeout, l.StopTimeout
+		c.DrainTimeout, c.DrainSpread, c.StopTimeout = l.DrainTimeout, l.DrainSpread, l.StopTimeout
 		c.RespawnMin, c.RespawnMax = l.RespawnMin, l.RespawnMax
 		c.Restart, c.StopSignal = l.Restart, l.StopSignal
 		if c, err = c.withDefaults(); err != nil {

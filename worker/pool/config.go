@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -111,6 +112,10 @@ type Config struct {
 	ReadyAfter   time.Duration // 1s, ready without a word; NoTimeout: only by READY=1
 	SilentAfter  time.Duration // 5s, to Hooks.Silent; may be NoTimeout
 	DrainTimeout time.Duration // 30s; may be NoTimeout
+	// DrainSpread is the time over which Stop tells the workers to drain, one after the
+	// other, so that their clients do not all come back at once; 0 or less: at once. The
+	// drain timeout counts from the first.
+	DrainSpread  time.Duration
 	StopTimeout  time.Duration // 5s, TERM to KILL; may be NoTimeout
 	RespawnMin   time.Duration // 1s
 	RespawnMax   time.Duration // 30s
@@ -132,6 +137,9 @@ type Hooks struct {
 	// until Started or SpawnFailed was called. Called concurrently, by the
 	// goroutine of that start. An error fails the spawn.
 	Listeners func(slot int) ([]Inherited, error)
+	// BeforeSpawn is asked before each spawn, by the goroutine of that start; an error
+	// fails the spawn. ctx ends when it takes too long, or is not wanted any more.
+	BeforeSpawn func(ctx context.Context, slot, generation int) error
 	// MayResize refuses a new number of workers with an error, which Resize,
 	// Grow and Shrink return. Called by their caller's goroutine.
 	MayResize func(from, to int) error

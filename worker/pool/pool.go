@@ -51,6 +51,8 @@ type Pool struct {
 
 	phaseMu sync.Mutex // a phase other than running owns the state by holding it
 	phase   phase
+	frozen  *freeze  // in phaseFrozen
+	kept    []Report // in phaseFrozen, and after a Restore
 
 	// State of the loop.
 	slots []*slot // by index; those from desired on are on their way out
@@ -61,11 +63,14 @@ type Pool struct {
 	generations int
 	desired     int
 	spawning    int // starts that are no process yet
+	freezing    *freeze
+	restored    *restored // nil: of New
 	stopping    bool
 	booting     bool          // no worker was ready yet
 	boot        []BootFailure // while booting
 	startups    [len(startBounds) + 1]uint64
 	startSum    time.Duration
+	drainEnd    time.Time // of a stop that is spread, when the drain timeout ends for all; zero: never
 	leaveAt     time.Time // when what does not end is left behind; zero if there is more
 	oomSeen     uint64
 	// spawnCtx ends the spawns under way when all are to be killed.
@@ -80,15 +85,18 @@ type phase int
 const (
 	phaseNew phase = iota
 	phaseRunning
+	phaseFrozen
 	phaseOver
 )
 
 // system is all that touches the operating system; tests replace it.
 type system struct {
 	launch       func(context.Context, *spec) (process, error)
+	adopt        func(pid int) process
 	watch        func(pid int) watched
 	pair         func(slot int) (handoff.Channel, *os.File, error)
 	listenNotify func() (notifySource, error)
+	adoptNotify  func(handoff.FD) (notifySource, error)
 	jitter       func() float64 // in [0, 1)
 	oomKills     func() uint64  // out-of-memory kills in our cgroup so far
 }
@@ -99,6 +107,13 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make pool: %w", err)
 	}
+	p := newPool(c)
+	p.growSlots(c.Size)
+	return p, nil
+}
+
+// newPool makes a pool without slots. c has its defaults.
+func newPool(c Config) *Pool {
 	p := &Pool{
 		cfg:         c,
 		fixed:       c,
@@ -117,14 +132,15 @@ func New(c Config) (*Pool, error) {
 	}
 	p.sys = system{
 		launch:       p.launch,
+		adopt:        p.adoptChild,
 		watch:        watch,
 		pair:         c.Pair,
 		listenNotify: listenNotify,
+		adoptNotify:  adoptNotify,
 		jitter:       rand.Float64,
 		oomKills:     oomKills,
 	}
-	p.growSlots(c.Size)
-	return p, nil
+	return p
 }
 
 // Run starts the workers and keeps them until all are gone: after Stop, StopNow or
@@ -158,7 +174,9 @@ func (p *Pool) Run(ctx context.Context) error {
 	var endLife context.CancelFunc
 	p.lifeCtx, endLife = context.WithCancel(context.Background())
 	defer endLife()
-	p.oomSeen = p.sys.oomKills()
+	if p.restored == nil {
+		p.oomSeen = p.sys.oomKills()
+	}
 	var helpers sync.WaitGroup // waited for below
 	helpers.Go(p.hooks.deliver)
 	helpers.Go(p.strays.run)
@@ -175,6 +193,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	for _, f := range rest {
 		f()
 	}
+	p.endFreeze(ErrStopping)
 	p.phaseMu.Unlock()
 	p.tasks.Wait()
 	p.strays.close()
@@ -188,13 +207,20 @@ func (p *Pool) Run(ctx context.Context) error {
 
 // loop is the one that owns the state.
 func (p *Pool) loop(ctx context.Context) error {
+	if p.restored != nil {
+		p.adopt()
+	}
 	news, _ := p.inbox.take() // Stop may have come before Run
 	for _, f := range news {
 		f()
 	}
 	p.stopping = p.stopping || ctx.Err() != nil
 	for _, s := range p.slots[:p.desired] {
-		if !p.stopping {
+		switch {
+		case p.stopping:
+		case p.restored != nil:
+			p.refill(s) // which does nothing, if the state was one that a pool is in
+		default:
 			p.start(s, StartInitial)
 		}
 	}
@@ -222,13 +248,21 @@ func (p *Pool) loop(ctx context.Context) error {
 		if lag := now.Sub(next); !next.IsZero() && lag > late {
 			p.postpone(lag)
 		}
-		news, _ := p.inbox.take()
-		for _, f := range news {
-			f()
+		p.turn(now)
+		for p.settle() {
+			p.turn(time.Now())
 		}
-		p.expire(now)
-		p.advanceRoll(now)
 	}
+}
+
+// turn does what was told and what is due.
+func (p *Pool) turn(now time.Time) {
+	news, _ := p.inbox.take()
+	for _, f := range news {
+		f()
+	}
+	p.expire(now)
+	p.advanceRoll(now)
 }
 
 // ended says whether there is nothing left to do, and what Run returns then.
@@ -306,15 +340,6 @@ func (p *Pool) tell(f func()) bool {
 	return true
 }
 
-// tellOf posts f for the loop with the worker named, if it is still there.
-func (p *Pool) tellOf(id uint64, f func(*proc)) {
-	p.tell(func() {
-		if pr := p.procs[id]; pr != nil {
-			f(pr)
-		}
-	})
-}
-
 // ask has f called while nobody else touches the state, and waits for it.
 func (p *Pool) ask(f func()) {
 	p.phaseMu.Lock()
@@ -330,20 +355,18 @@ func (p *Pool) ask(f func()) {
 }
 
 // Spoke says that the worker sent a first legal frame on its channel: it is native.
-func (p *Pool) Spoke(id uint64) { p.tellOf(id, p.spoke) }
+func (p *Pool) Spoke(id uint64) { p.report(Report{Kind: reportSpoke, ID: id}) }
 
 // Ready says that the worker reported ready on its channel.
-func (p *Pool) Ready(id uint64) {
-	p.tellOf(id, func(pr *proc) { p.spoke(pr); p.becomeReady(pr) })
-}
+func (p *Pool) Ready(id uint64) { p.report(Report{Kind: reportReady, ID: id}) }
 
 // Drained says that a draining worker has finished what it had.
-func (p *Pool) Drained(id uint64) { p.tellOf(id, p.drained) }
+func (p *Pool) Drained(id uint64) { p.report(Report{Kind: reportDrained, ID: id}) }
 
 // Kill ends the worker's process group at once; reason is for its Exit. An ID
 // that is no longer there is ignored, here and below.
 func (p *Pool) Kill(id uint64, reason string) {
-	p.tellOf(id, func(pr *proc) { p.kill(pr, reason) })
+	p.report(Report{Kind: reportKill, ID: id, Reason: reason})
 }
 
 // Abort sends sig (ABRT) to the leader of the worker's process group, so that it can
@@ -351,7 +374,7 @@ func (p *Pool) Kill(id uint64, reason string) {
 // where that is off). The cause of its Exit is killed_stuck whatever the signal made of
 // it, and reason is for its Exit too.
 func (p *Pool) Abort(id uint64, sig syscall.Signal, reason string) {
-	p.tellOf(id, func(pr *proc) { p.abort(pr, sig, reason) })
+	p.report(Report{Kind: reportAbort, ID: id, Signal: int(sig), Reason: reason})
 }
 
 // Retire stops one process by the rules of Stop, although its slot goes on: it is
@@ -359,13 +382,15 @@ func (p *Pool) Abort(id uint64, sig syscall.Signal, reason string) {
 // backoff does not grow. reason is for its Exit, which counts as requested. Nothing
 // happens to a worker that is on its way out already.
 func (p *Pool) Retire(id uint64, reason string) {
-	p.tellOf(id, func(pr *proc) { p.retire(pr, reason) })
+	p.report(Report{Kind: reportRetire, ID: id, Reason: reason})
 }
 
 // Signal sends sig to the newest worker of a slot, and only to its leader.
 func (p *Pool) Signal(slot int, sig syscall.Signal) (err error) {
 	p.ask(func() {
-		if slot < 0 || slot >= len(p.slots) || p.slots[slot].cur == nil {
+		if e := p.unchangeable(); e != nil {
+			err = fmt.Errorf("signal slot %d: %w", slot, e)
+		} else if slot < 0 || slot >= len(p.slots) || p.slots[slot].cur == nil {
 			err = fmt.Errorf("signal slot %d: %w", slot, ErrNoWorker)
 		} else if e := p.slots[slot].cur.p.signal(sig); e != nil {
 			err = fmt.Errorf("signal slot %d: %w", slot, e)
@@ -378,7 +403,10 @@ func (p *Pool) Signal(slot int, sig syscall.Signal) (err error) {
 func (p *Pool) onSlot(what string, slot int, f func(*slot) error) error {
 	err := ErrStopping
 	p.ask(func() {
+		busy := p.unchangeable()
 		switch {
+		case busy != nil:
+			err = busy
 		case p.stopping || p.phase == phaseOver:
 		case slot < 0 || slot >= p.desired:
 			err = ErrNoWorker
@@ -419,30 +447,32 @@ func (p *Pool) resize(change func(int) int) (int, error) {
 			return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, err)
 		}
 	}
-	var stopping bool
+	var err error
 	p.ask(func() {
-		if stopping = p.stopping || p.phase == phaseOver; !stopping {
-			p.setDesired(to)
+		if err = p.unchangeable(); err != nil {
+			return
 		}
+		if p.stopping || p.phase == phaseOver {
+			err = ErrStopping
+			return
+		}
+		p.setDesired(to)
 	})
-	if stopping {
-		return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, ErrStopping)
+	if err != nil {
+		return from, fmt.Errorf("resize from %d to %d workers: %w", from, to, err)
 	}
 	return to, nil
 }
 
 // Stop drains all workers and starts no more. It does not wait: Run returns when
 // they are gone.
-func (p *Pool) Stop() { p.tell(p.stop) }
+func (p *Pool) Stop() { p.report(Report{Kind: reportStop}) }
 
 // StopWithin is Stop with what is left of the drain timeout, where a part of it
 // was used before the workers could be asked to drain.
 func (p *Pool) StopWithin(drain time.Duration) {
-	p.tell(func() {
-		p.cfg.DrainTimeout = drain
-		p.stop()
-	})
+	p.report(Report{Kind: reportStopWithin, Drain: drain})
 }
 
 // StopNow kills all process groups and starts no more. It does not wait either.
-func (p *Pool) StopNow() { p.tell(p.stopNow) }
+func (p *Pool) StopNow() { p.report(Report{Kind: reportStopNow}) }

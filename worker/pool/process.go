@@ -21,9 +21,12 @@ type process interface {
 	// kill sends KILL to the leader and to all of its process group; nothing
 	// happens once the leader was reaped.
 	kill()
-	// wait returns after the leader has ended, its group was killed and it was
-	// reaped, or false when ctx ends first. It is called once.
-	wait(ctx context.Context) (exitStatus, bool)
+	// await returns true when the leader has ended, and leaves it a zombie, or
+	// false when ctx ends first. It is called once.
+	await(ctx context.Context) bool
+	// reap kills what is left of the group and takes the leader's status. It is
+	// called once, after await returned true.
+	reap() exitStatus
 }
 
 type exitStatus struct {
@@ -65,8 +68,7 @@ func (e *SpawnError) Error() string {
 
 func (e *SpawnError) Unwrap() error { return e.Err }
 
-// live starts one process for s, and stays with it until it is gone, or left behind.
-// Run waits for it (tasks). All that it learns it posts to the loop.
+// live starts one process for s and attends to it. Run waits for it (tasks). All that it learns it posts to the loop.
 // limit is how long the start may take, negative for ever.
 func (p *Pool) live(ctx context.Context, s *slot, t *template, limit time.Duration, successor bool) {
 	b, err := p.spawn(ctx, s, t, limit)
@@ -80,43 +82,73 @@ func (p *Pool) live(ctx context.Context, s *slot, t *template, limit time.Durati
 		return
 	}
 	b.pr.successor = successor
+	b.pr.output, b.pr.notify = b.output, b.notify
 	p.inbox.post(func() { p.started(s, b.pr, b.channel) })
-	if b.notify != nil {
-		p.tasks.Go(func() { p.listenReady(b) }) // ends with the socket, closed below
-	}
-	if b.output != nil {
-		b.output.start(b.pr.w)
-	}
+	p.attend(b.pr, false)
+}
 
-	status, known := b.pr.p.wait(p.lifeCtx)
+// attend stays with a process until it is gone, or left behind; ended says that its
+// leader is reaped already. Run waits for it.
+func (p *Pool) attend(pr *proc, ended bool) {
+	if pr.notify != nil {
+		p.tasks.Go(func() { p.listenReady(pr) }) // ends with the socket, closed below
+	}
+	pr.output.start(pr.w)
+	known := ended || p.awaitLeader(pr)
 	if known {
-		p.inbox.post(func() { p.leaderEnded(b.pr, status) })
 		select {
-		case <-b.pr.releasedC: // its pipes would be missed by a reader that lives on
+		case <-pr.releasedC: // its pipes would be missed by a reader that lives on
 		case <-p.lifeCtx.Done():
 			known = false
 		}
 	}
-	if b.notify != nil {
-		b.notify.Close()
+	if pr.notify != nil {
+		pr.notify.Close()
 	}
-	lastWords := b.output.finish()
+	lastWords := pr.output.finish()
 	if known {
-		p.inbox.post(func() { p.outputEnded(b.pr, lastWords) })
+		p.inbox.post(func() { p.outputEnded(pr, lastWords) })
 	}
 }
 
-// listenReady posts the first READY=1 of the worker's own processes, and reads on
+// awaitLeader returns true when the leader has ended and the loop was told how. Its
+// status is only taken when the loop says so, which a frozen one does not: what was
+// taken would be lost in an upgrade.
+func (p *Pool) awaitLeader(pr *proc) bool {
+	if !pr.p.await(p.lifeCtx) {
+		return false
+	}
+	p.inbox.post(func() {
+		pr.reaping = true
+		close(pr.reapC)
+	})
+	select {
+	case <-pr.reapC:
+	case <-p.lifeCtx.Done():
+		pr.p.reap() // nobody asks any more
+		return false
+	}
+	status := pr.p.reap()
+	p.inbox.post(func() {
+		pr.reaping = false
+		p.leaderEnded(pr, status)
+	})
+	return true
+}
+
+// listenReady reports the first READY=1 of the worker's own processes, and reads on
 // until the socket is closed, so that a worker that says more is never held up.
-func (p *Pool) listenReady(b *born) {
+func (p *Pool) listenReady(pr *proc) {
+	defer pr.notifyLull.end()
 	for said := false; ; {
-		ready, err := b.notify.receive(b.pr.w.PID)
-		if err != nil {
+		ready, err := pr.notify.receive(pr.w.PID)
+		switch {
+		case err != nil && pr.notifyLull.rest():
+		case err != nil:
 			return
-		}
-		if ready && !said {
+		case ready && !said:
 			said = true
-			p.inbox.post(func() { p.notified(b.pr) })
+			p.report(Report{Kind: reportNotified, ID: pr.w.ID})
 		}
 	}
 }
@@ -153,6 +185,11 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+	}
+	if ask := cfg.Hooks.BeforeSpawn; ask != nil {
+		if err := ask(ctx, s.index, t.generation); err != nil {
+			return nil, err
+		}
 	}
 	b := &born{}
 	var childEnds []*os.File
@@ -220,7 +257,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 	if err != nil {
 		return nil, err
 	}
-	b.pr = &proc{s: s, p: pr, tmpl: t, releasedC: make(chan struct{}), w: Worker{
+	b.pr = &proc{s: s, p: pr, tmpl: t, reapC: make(chan struct{}), releasedC: make(chan struct{}), w: Worker{
 		ID: p.lastID.Add(1), Slot: s.index, Generation: t.generation, PID: pr.pid(), Started: started,
 	}}
 	return b, nil
@@ -268,7 +305,9 @@ func (p *Pool) launch(ctx context.Context, sp *spec) (process, error) {
 	// the same, and is then reported as the exit that it is.
 	if err := readStatus(statusR); err != nil {
 		pr.kill()
-		pr.wait(p.lifeCtx)
+		if pr.await(p.lifeCtx) {
+			pr.reap()
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			err = &SpawnError{Step: "exec", Name: fmt.Sprintf("%q", sp.argv[0]), Err: context.Cause(ctx)}
 		}
@@ -315,27 +354,30 @@ func (o *osProcess) killLocked() {
 	_ = o.child.Kill()
 }
 
-func (o *osProcess) wait(ctx context.Context) (exitStatus, bool) {
-	if !awaitExit(ctx, o.child.Pid) {
-		// It stays in strays: as PID 1 we would be its reaper, but we end.
-		_ = o.child.Release()
-		return exitStatus{}, false
+func (o *osProcess) await(ctx context.Context) bool {
+	if awaitExit(ctx, o.child.Pid) {
+		return true
 	}
-	state, err := o.reap()
+	// It stays in strays: as PID 1 we would be its reaper, but we end.
+	_ = o.child.Release()
+	return false
+}
+
+func (o *osProcess) reap() exitStatus {
+	state, err := o.takeStatus()
 	// Not under mu: it waits for a fork under way, and the loop may be waiting in kill.
 	o.strays.forget(o.child.Pid)
 	if err != nil { // somebody else has reaped it: its end is certain, how is not
-		return exitStatus{code: -1}, true
+		return exitStatus{code: -1}
 	}
 	ws := state.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
-		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}, true
+		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}
 	}
-	return exitStatus{code: ws.ExitStatus()}, true
+	return exitStatus{code: ws.ExitStatus()}
 }
 
-// reap kills what is left of the group and takes the leader's status.
-func (o *osProcess) reap() (*os.ProcessState, error) {
+func (o *osProcess) takeStatus() (*os.ProcessState, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.killLocked()

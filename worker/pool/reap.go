@@ -10,7 +10,7 @@ import (
 // the status of a worker. Not being PID 1 it only keeps the list.
 //
 // Another part of the program that starts processes while this one is PID 1
-// would have them taken for strangers.
+// would have them taken for strangers, were it not for StartOther.
 type reaper struct {
 	kickC chan struct{}
 	stopC chan struct{}
@@ -36,6 +36,17 @@ func (r *reaper) spawn(start func() (*os.Process, error)) (*os.Process, error) {
 		r.own[child.Pid] = struct{}{}
 	}
 	return child, err
+}
+
+// StartOther has start fork a process that is no worker, so that as PID 1 nobody but
+// its starter takes its status. The starter calls forget when it has.
+func (p *Pool) StartOther(start func() (*os.Process, error)) (child *os.Process, forget func(), err error) {
+	child, err = p.strays.spawn(start)
+	if err != nil {
+		return nil, nil, err
+	}
+	pid := child.Pid
+	return child, func() { p.strays.forget(pid) }, nil
 }
 
 // forget is called when a child of ours was reaped. Strangers may have queued up

@@ -42,6 +42,10 @@ type proc struct {
 	p    process
 	tmpl *template
 
+	output     *capture     // nil when raw
+	notify     notifySource // or nil
+	notifyLull lull
+
 	successor bool // started as its slot's next, and not promoted
 
 	state     State // starting, ready or draining
@@ -65,6 +69,8 @@ type proc struct {
 	reader *reader // who speaks on its channel, when that is not the leader
 
 	// From the end of the leader on:
+	reapC      chan struct{} // closed when its status may be taken
+	reaping    bool          // that was said, and what the status is was not told yet
 	ended      bool
 	exit       Exit
 	counted    bool          // among the exits of its slot
@@ -83,6 +89,7 @@ const (
 	startTimer  = iota // to be ready
 	readyTimer         // ready without a word
 	silentTimer        // to have spoken
+	spreadTimer        // to be told to drain, see stop
 	termTimer          // to have drained
 	killTimer          // to have ended
 	readerTimer        // to have ended after its reader
@@ -123,6 +130,10 @@ func (p *Pool) growSlots(n int) {
 
 // start begins a start of the slot; its outcome comes as started or spawnFailed.
 func (p *Pool) start(s *slot, why StartReason) {
+	if p.freezing != nil { // as soon as it has gone on
+		s.startAt, s.pause, s.why = time.Now(), 0, why
+		return
+	}
 	s.startAt, s.pause, s.why = time.Time{}, 0, why
 	s.spawning = true
 	p.spawning++
@@ -261,7 +272,9 @@ func (p *Pool) nextDeadline() (next time.Time) {
 	consider(p.leaveAt)
 	consider(p.rollDeadline())
 	for _, s := range p.slots {
-		consider(s.startAt)
+		if p.freezing == nil {
+			consider(s.startAt)
+		}
 	}
 	for _, pr := range p.procs {
 		for _, t := range pr.timers {
@@ -285,7 +298,7 @@ func (p *Pool) postpone(lag time.Duration) {
 // expire does what is due.
 func (p *Pool) expire(now time.Time) {
 	for _, s := range p.slots {
-		if !s.startAt.IsZero() && !now.Before(s.startAt) {
+		if p.freezing == nil && !s.startAt.IsZero() && !now.Before(s.startAt) {
 			p.start(s, s.why)
 		}
 	}
@@ -300,6 +313,9 @@ func (p *Pool) expire(now time.Time) {
 		}
 		if pr.timers.due(startTimer, now) {
 			p.kill(pr, fmt.Sprintf("not ready within %v", p.cfg.StartTimeout))
+		}
+		if pr.timers.due(spreadTimer, now) {
+			p.drainUntil(pr, p.drainEnd)
 		}
 		if pr.timers.due(termTimer, now) {
 			p.terminate(pr, p.cfg.StopTimeout)

@@ -10,7 +10,20 @@ import (
 const abortPatience = 5 * time.Second
 
 // drain asks the worker to end, in the way of its kind.
-func (p *Pool) drain(pr *proc) {
+func (p *Pool) drain(pr *proc) { p.drainWithin(pr, p.cfg.DrainTimeout) }
+
+// drainUntil is drain with what is left of the drain timeout; end is zero where that is
+// off.
+func (p *Pool) drainUntil(pr *proc, end time.Time) {
+	left := NoTimeout
+	if !end.IsZero() {
+		left = max(time.Until(end), 0)
+	}
+	p.drainWithin(pr, left)
+}
+
+// drainWithin is drain with another drain timeout.
+func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 	if pr.requested {
 		return
 	}
@@ -26,9 +39,9 @@ func (p *Pool) drain(pr *proc) {
 	pr.timers.clear()
 	switch {
 	case serving && pr.native:
-		pr.timers.set(termTimer, time.Now(), p.cfg.DrainTimeout)
+		pr.timers.set(termTimer, time.Now(), timeout)
 	case serving:
-		p.terminate(pr, addTimeouts(p.cfg.DrainTimeout, p.cfg.StopTimeout))
+		p.terminate(pr, addTimeouts(timeout, p.cfg.StopTimeout))
 	default: // it has nothing to finish
 		p.terminate(pr, p.cfg.StopTimeout)
 	}
@@ -102,20 +115,54 @@ func (p *Pool) vacate(s *slot) {
 		p.drain(pr)
 	}
 	for _, pr := range []*proc{s.next, s.cur} {
-		if pr != nil {
+		if pr != nil && pr.timers[spreadTimer].IsZero() { // else its turn will come
 			p.drain(pr)
 		}
 	}
 }
 
 func (p *Pool) stop() {
+	if !p.stopping {
+		p.spread()
+	}
 	p.stopping = true
 	for _, s := range p.slots {
 		p.vacate(s)
 	}
 }
 
+// spread has the workers that serve told to drain one after the other: the first now,
+// each of the others its share of DrainSpread later. vacate leaves those alone.
+func (p *Pool) spread() {
+	within := p.cfg.DrainSpread
+	if p.cfg.DrainTimeout >= 0 {
+		within = min(within, p.cfg.DrainTimeout)
+	}
+	if within <= 0 {
+		return
+	}
+	now := time.Now()
+	if p.cfg.DrainTimeout >= 0 {
+		p.drainEnd = now.Add(p.cfg.DrainTimeout)
+	}
+	var serving []*proc
+	for _, s := range p.slots {
+		if pr := s.cur; pr != nil && pr.state == StateReady && !pr.requested && !pr.killed && !pr.aborted && !pr.ended {
+			serving = append(serving, pr)
+		}
+	}
+	for i, pr := range serving {
+		if i > 0 {
+			pr.timers.set(spreadTimer, now, within*time.Duration(i)/time.Duration(len(serving)))
+		}
+	}
+}
+
 func (p *Pool) stopNow() {
+	p.cfg.DrainSpread = 0
+	for _, pr := range p.procs {
+		pr.timers[spreadTimer] = time.Time{}
+	}
 	p.stop()
 	p.killSpawn()
 	for _, pr := range p.procs {
