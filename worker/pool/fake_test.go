@@ -66,7 +66,8 @@ type fakeProcess struct {
 	w      *world
 	number int
 	spec   *spec
-	exitC  chan exitStatus
+	endedC chan struct{}
+	status exitStatus // once endedC is closed
 
 	mu     sync.Mutex
 	deaf   bool // to signals but KILL
@@ -97,21 +98,24 @@ func (f *fakeProcess) kill() {
 	}
 }
 
-func (f *fakeProcess) wait(ctx context.Context) (exitStatus, bool) {
+func (f *fakeProcess) await(ctx context.Context) bool {
 	select {
-	case status := <-f.exitC:
-		return status, true
+	case <-f.endedC:
+		return true
 	case <-ctx.Done():
-		return exitStatus{}, false
+		return false
 	}
 }
+
+func (f *fakeProcess) reap() exitStatus { return f.status }
 
 func (f *fakeProcess) exit(status exitStatus) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.exited {
 		f.exited = true
-		f.exitC <- status
+		f.status = status
+		close(f.endedC)
 	}
 }
 
@@ -261,7 +265,7 @@ func (w *world) launch(ctx context.Context, sp *spec) (process, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f := &fakeProcess{w: w, number: 100 + len(w.procs), spec: sp, exitC: make(chan exitStatus, 1)}
+	f := &fakeProcess{w: w, number: 100 + len(w.procs), spec: sp, endedC: make(chan struct{})}
 	w.procs = append(w.procs, f)
 	return f, nil
 }

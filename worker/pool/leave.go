@@ -10,12 +10,12 @@ import "time"
 // Leaves says that the worker is about to end of its own accord. Its exit, if
 // it is clean, is no failure: the backoff does not grow.
 func (p *Pool) Leaves(id uint64) {
-	p.tellOf(id, func(pr *proc) { pr.leaves = true })
+	p.report(Report{Kind: reportLeaves, ID: id})
 }
 
 // HungUp says that the worker has closed its channel, which in its protocol is
 // no fault. It gets StopTimeout to end by itself, then its signal.
-func (p *Pool) HungUp(id uint64) { p.tellOf(id, p.hungUp) }
+func (p *Pool) HungUp(id uint64) { p.report(Report{Kind: reportHungUp, ID: id}) }
 
 func (p *Pool) hungUp(pr *proc) {
 	if pr.killed || pr.aborted || pr.ended || pr.asked {

@@ -1,6 +1,11 @@
 package pool
 
-import "strings"
+import (
+	"strings"
+	"time"
+
+	"rrd/handoff"
+)
 
 // notifySource is where the processes of one worker say that they are ready.
 type notifySource interface {
@@ -9,6 +14,10 @@ type notifySource interface {
 	// receive waits for the next message and says whether it was READY=1 of a
 	// process in the group of leader. The error is that of a closed source.
 	receive(leader int) (ready bool, err error)
+	// SetReadDeadline interrupts receive, with time.Time{} no more.
+	SetReadDeadline(time.Time) error
+	// fd lends the descriptor.
+	fd() handoff.FD
 	Close() error
 }
 

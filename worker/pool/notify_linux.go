@@ -5,8 +5,11 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rrd/handoff"
 )
 
 // notifySocket is a datagram socket in the abstract namespace, with a name that the
@@ -40,6 +43,27 @@ func listenNotify() (notifySource, error) {
 func (n *notifySocket) name() string { return n.conn.LocalAddr().String() }
 
 func (n *notifySocket) Close() error { return n.conn.Close() }
+
+func (n *notifySocket) SetReadDeadline(t time.Time) error { return n.conn.SetReadDeadline(t) }
+
+func (n *notifySocket) fd() handoff.FD { return lend(n.conn) }
+
+// adoptNotify takes over the socket of a worker that was started by another program. It
+// takes ownership of fd and keeps the socket under another number.
+func adoptNotify(fd handoff.FD) (notifySource, error) {
+	f := os.NewFile(uintptr(fd.Release()), "notify")
+	defer f.Close()
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("adopt notify socket: %w", err)
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("adopt notify socket: it is one of %s", c.LocalAddr().Network())
+	}
+	return &notifySocket{conn}, nil
+}
 
 func (n *notifySocket) receive(leader int) (bool, error) {
 	var b [4096]byte // more is cut off

@@ -1,7 +1,7 @@
 package pool
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -69,9 +69,16 @@ func (o *Output) check() error {
 // worker's progress.
 type printer struct {
 	sink  func(Line)
-	lineC chan Line
+	lineC chan queued
 	doneC chan struct{}
 	lost  atomic.Uint64
+	told  atomic.Uint64 // of lost, in lines that the sink got
+}
+
+// queued is a line, or somebody who waits until those before him are written.
+type queued struct {
+	Line
+	writtenC chan<- struct{} // or nil
 }
 
 func newPrinter(o Output) *printer {
@@ -79,7 +86,7 @@ func newPrinter(o Output) *printer {
 	if o.Mode == OutputPrefix {
 		sink = func(l Line) { printPrefixed(o.Writer, l) }
 	}
-	return &printer{sink: sink, lineC: make(chan Line, queueLines), doneC: make(chan struct{})}
+	return &printer{sink: sink, lineC: make(chan queued, queueLines), doneC: make(chan struct{})}
 }
 
 // start starts the goroutine that writes; close waits for it.
@@ -87,18 +94,21 @@ func (p *printer) start() { go p.print() }
 
 func (p *printer) print() {
 	defer close(p.doneC)
-	var told uint64
-	for l := range p.lineC {
+	for q := range p.lineC {
+		if q.writtenC != nil {
+			close(q.writtenC)
+			continue
+		}
 		lost := p.lost.Load()
-		l.Lost, told = lost-told, lost
-		p.sink(l)
+		q.Lost = lost - p.told.Swap(lost)
+		p.sink(q.Line)
 	}
 }
 
 // put queues a line or drops it. Preconditions: close was not called.
 func (p *printer) put(l Line) {
 	select {
-	case p.lineC <- l:
+	case p.lineC <- queued{Line: l}:
 	default:
 		p.lost.Add(1)
 	}
@@ -112,6 +122,22 @@ func (p *printer) close() {
 	defer timer.Stop()
 	select {
 	case <-p.doneC:
+	case <-timer.C:
+	}
+}
+
+// flush waits until what is queued is written, but not for long either.
+func (p *printer) flush() {
+	timer := time.NewTimer(lastFlush)
+	defer timer.Stop()
+	writtenC := make(chan struct{})
+	select {
+	case p.lineC <- queued{writtenC: writtenC}:
+	case <-timer.C:
+		return
+	}
+	select {
+	case <-writtenC:
 	case <-timer.C:
 	}
 }
@@ -134,32 +160,46 @@ func printPrefixed(w io.Writer, l Line) {
 // capture reads the output of one process. It owns the reading ends of its pipes. The
 // methods of a nil capture do nothing: there is none in raw mode.
 type capture struct {
-	out            *printer
-	stdout, stderr *os.File
+	out            *printer // or nil, see adoptCapture
+	stdout, stderr *stream
 	readers        sync.WaitGroup
 
 	mu    sync.Mutex
 	words []byte
 }
 
+// stream is one of a process.
+type stream struct {
+	name string
+	f    *os.File
+	lull lull
+	half []byte // what was read of a line, while lull holds
+}
+
+func (s *stream) hold() error { return s.lull.hold(s.f.SetReadDeadline) }
+
 // newCapture makes the pipes. The writing ends belong to the caller.
 func newCapture(out *printer) (c *capture, stdout, stderr *os.File, err error) {
-	c = &capture{out: out}
-	if c.stdout, stdout, err = os.Pipe(); err != nil {
+	outR, stdout, err := os.Pipe()
+	if err != nil {
 		return nil, nil, nil, fmt.Errorf("make output pipe: %w", err)
 	}
-	if c.stderr, stderr, err = os.Pipe(); err != nil {
+	errR, stderr, err := os.Pipe()
+	if err != nil {
 		stdout.Close()
-		c.stdout.Close()
+		outR.Close()
 		return nil, nil, nil, fmt.Errorf("make output pipe: %w", err)
 	}
+	c = &capture{out: out, stdout: &stream{name: "stdout", f: outR}, stderr: &stream{name: "stderr", f: errR}}
 	return c, stdout, stderr, nil
 }
 
 // start begins to read; finish waits for the readers.
 func (c *capture) start(w Worker) {
-	c.readers.Go(func() { c.read(w, "stdout", c.stdout) })
-	c.readers.Go(func() { c.read(w, "stderr", c.stderr) })
+	if c != nil {
+		c.readers.Go(func() { c.read(w, c.stdout, c.stdout.f) })
+		c.readers.Go(func() { c.read(w, c.stderr, c.stderr.f) })
+	}
 }
 
 // finish is called when the process is reaped. It reads what is left, closes the pipes
@@ -169,8 +209,8 @@ func (c *capture) finish() string {
 		return ""
 	}
 	deadline := time.Now().Add(lastOutput)
-	_ = c.stdout.SetReadDeadline(deadline)
-	_ = c.stderr.SetReadDeadline(deadline)
+	_ = c.stdout.f.SetReadDeadline(deadline)
+	_ = c.stderr.f.SetReadDeadline(deadline)
 	c.readers.Wait()
 	c.discard()
 	return string(lastBytes(c.words))
@@ -179,28 +219,59 @@ func (c *capture) finish() string {
 // discard closes the pipes of a process that was never there.
 func (c *capture) discard() {
 	if c != nil {
-		c.stdout.Close()
-		c.stderr.Close()
+		c.stdout.f.Close()
+		c.stderr.f.Close()
 	}
 }
 
-// read splits a stream into lines until it ends or its deadline is over.
-func (c *capture) read(w Worker, stream string, r io.Reader) {
-	br := bufio.NewReaderSize(r, maxLine)
+// read splits a stream into lines until it ends or its deadline is over. r is s.f.
+func (c *capture) read(w Worker, s *stream, r io.Reader) {
+	defer s.lull.end()
+	buf := make([]byte, maxLine)
+	n := copy(buf, s.half)
 	for {
-		text, err := br.ReadSlice('\n')
-		if n := len(text); n > 0 {
-			more := errors.Is(err, bufio.ErrBufferFull)
-			c.remember(text)
-			if text[n-1] == '\n' {
-				text = text[:n-1]
-			}
-			c.out.put(Line{Worker: w, Stream: stream, Text: append([]byte(nil), text...), More: more})
+		k, err := r.Read(buf[n:])
+		n = c.split(w, s, buf, n, n+k)
+		if err == nil {
+			continue
 		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return
+		s.half = buf[:n]
+		if s.lull.rest() {
+			continue
 		}
+		if n > 0 {
+			c.put(w, s, buf[:n], false)
+		}
+		return
 	}
+}
+
+// split gives out the lines in buf[:n], of which those before from have no end, moves
+// the rest to the front and returns its length, which is less than buf's.
+func (c *capture) split(w Worker, s *stream, buf []byte, from, n int) int {
+	start := 0
+	for {
+		i := bytes.IndexByte(buf[from:n], '\n')
+		if i < 0 {
+			break
+		}
+		from += i + 1
+		c.put(w, s, buf[start:from], false)
+		start = from
+	}
+	if start == 0 && n == len(buf) {
+		c.put(w, s, buf, true)
+		return 0
+	}
+	return copy(buf, buf[start:n])
+}
+
+func (c *capture) put(w Worker, s *stream, text []byte, more bool) {
+	c.remember(text)
+	if c.out == nil {
+		return
+	}
+	c.out.put(Line{Worker: w, Stream: s.name, Text: bytes.Clone(bytes.TrimSuffix(text, []byte("\n"))), More: more})
 }
 
 // remember keeps the end of both streams, in the order they were read.

@@ -13,13 +13,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func stdout() *stream { return &stream{name: "stdout"} }
+
 // captured runs a stream through a capture and returns what the sink got.
-func captured(t *testing.T, stream string) (lines []Line, words string) {
+func captured(t *testing.T, text string) (lines []Line, words string) {
 	t.Helper()
 	p := newPrinter(Output{Mode: OutputJSON, Record: func(l Line) { lines = append(lines, l) }})
 	p.start()
 	c := &capture{out: p}
-	c.read(Worker{Slot: 2}, "stdout", strings.NewReader(stream))
+	c.read(Worker{Slot: 2}, stdout(), strings.NewReader(text))
 	p.close()
 	return lines, string(lastBytes(c.words))
 }
@@ -99,7 +101,7 @@ func TestBlockedSinkLosesLines(t *testing.T) {
 		synctest.Wait()
 		c := &capture{out: p}
 		const extra = 100
-		c.read(Worker{}, "stderr", strings.NewReader(strings.Repeat("x\n", queueLines+extra)))
+		c.read(Worker{}, stdout(), strings.NewReader(strings.Repeat("x\n", queueLines+extra)))
 		if n := p.lost.Load(); n < extra-1 || n > extra {
 			t.Errorf("%d lines lost, want about %d", n, extra)
 		}

@@ -159,7 +159,7 @@ func TestNotifyAndSpeaking(t *testing.T) {
 		config: Config{SharesListeners: true, ReadyAfter: NoTimeout},
 		act: func(w *world) {
 			w.pass(100 * time.Millisecond)
-			w.tellOf(1, w.notified)
+			w.report(Report{Kind: reportNotified, ID: 1})
 		},
 		want: "100ms slot 0 ready",
 	}, {
@@ -167,7 +167,7 @@ func TestNotifyAndSpeaking(t *testing.T) {
 		config: Config{SharesListeners: true},
 		act: func(w *world) {
 			w.Spoke(1)
-			w.tellOf(1, w.notified)
+			w.report(Report{Kind: reportNotified, ID: 1})
 			w.pass(4 * time.Second)
 			w.Ready(1)
 		},

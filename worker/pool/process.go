@@ -257,7 +257,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 	if err != nil {
 		return nil, err
 	}
-	b.pr = &proc{s: s, p: pr, tmpl: t, reapC: make(chan struct{}), releasedC: make(chan struct{}), w: Worker{
+	b.pr = &proc{s: s, p: pr, tmpl: t, notifyLull: new(lull), reapC: make(chan struct{}), releasedC: make(chan struct{}), w: Worker{
 		ID: p.lastID.Add(1), Slot: s.index, Generation: t.generation, PID: pr.pid(), Started: started,
 	}}
 	return b, nil

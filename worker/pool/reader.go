@@ -46,8 +46,24 @@ func (p *Pool) SetReader(id uint64, pid int) {
 		return
 	}
 	w := p.sys.watch(pid) // at once, for that reason
-	if !p.tell(func() { p.setReader(p.procs[id], pid, w) }) {
+	if !p.tellReader(id, pid, w) {
 		discard(w)
+	}
+}
+
+// tellReader reports whether the loop takes w.
+func (p *Pool) tellReader(id uint64, pid int, w watched) bool {
+	p.phaseMu.Lock()
+	defer p.phaseMu.Unlock()
+	switch p.phase {
+	case phaseOver:
+		return false
+	case phaseFrozen: // a handle does not cross
+		p.kept = append(p.kept, Report{Kind: reportReader, ID: id, PID: pid})
+		return false
+	default:
+		p.inbox.post(func() { p.setReader(p.procs[id], pid, w) })
+		return true
 	}
 }
 
@@ -66,13 +82,17 @@ func (p *Pool) setReader(pr *proc, pid int, w watched) {
 	if pr.reader != nil {
 		pr.reader.forget()
 	}
+	p.watchReader(pr, pid, w)
+	if pr.ended && !pr.counted {
+		p.orphaned(pr) // just in time; if it is not alive, that comes next
+	}
+}
+
+func (p *Pool) watchReader(pr *proc, pid int, w watched) {
 	ctx, forget := context.WithCancel(p.lifeCtx)
 	r := &reader{pid: pid, forget: forget}
 	pr.reader = r
 	p.tasks.Go(func() { p.awaitReader(ctx, pr, r, w) })
-	if pr.ended && !pr.counted {
-		p.orphaned(pr) // just in time; if it is not alive, that comes next
-	}
 }
 
 // awaitReader tells the loop of the end of a reader. Run waits for it.
@@ -102,10 +122,17 @@ func (p *Pool) readerEnded(pr *proc, r *reader) {
 
 // release lets the output of a process be read to its end.
 func (pr *proc) release() {
+	if !pr.released() {
+		close(pr.releasedC)
+	}
+}
+
+func (pr *proc) released() bool {
 	select {
 	case <-pr.releasedC:
+		return true
 	default:
-		close(pr.releasedC)
+		return false
 	}
 }
 

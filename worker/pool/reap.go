@@ -49,6 +49,13 @@ func (p *Pool) StartOther(start func() (*os.Process, error)) (child *os.Process,
 	return child, func() { p.strays.forget(pid) }, nil
 }
 
+// note notes a child that was not spawned here.
+func (r *reaper) note(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.own[pid] = struct{}{}
+}
+
 // forget is called when a child of ours was reaped. Strangers may have queued up
 // behind it.
 func (r *reaper) forget(pid int) {

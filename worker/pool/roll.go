@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// ErrBusy is returned (wrapped) when another roll or restart is under way.
-var ErrBusy = errors.New("another roll is under way")
+// ErrBusy is returned (wrapped) when another roll or restart is under way, or the pool
+// is frozen.
+var ErrBusy = errors.New("pool is busy")
 
 // RollConfig says how careful a roll is.
 type RollConfig struct {
@@ -97,6 +98,11 @@ func (p *Pool) Restart(index int, reason string, progress func(RollEvent)) error
 // runRoll starts what prepare makes and waits for its end.
 func (p *Pool) runRoll(prepare func() (*roll, error)) error {
 	doneC := make(chan error, 1)
+	var busy error
+	p.ask(func() { busy = p.unchangeable() }) // or it would wait for Thaw
+	if busy != nil {
+		return fmt.Errorf("roll: %w", busy)
+	}
 	told := p.tell(func() {
 		switch {
 		case p.stopping:
@@ -106,7 +112,10 @@ func (p *Pool) runRoll(prepare func() (*roll, error)) error {
 			doneC <- fmt.Errorf("roll: no worker was ready yet: %w", ErrBusy)
 			return
 		case p.roll != nil:
-			doneC <- fmt.Errorf("roll: %w", ErrBusy)
+			doneC <- fmt.Errorf("roll: another one is under way: %w", ErrBusy)
+			return
+		case p.freezing != nil:
+			doneC <- fmt.Errorf("roll: pool is being frozen: %w", ErrBusy)
 			return
 		}
 		r, err := prepare()

@@ -44,7 +44,7 @@ type proc struct {
 
 	output     *capture     // nil when raw
 	notify     notifySource // or nil
-	notifyLull lull
+	notifyLull *lull
 
 	successor bool // started as its slot's next, and not promoted
 
