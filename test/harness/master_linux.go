@@ -16,6 +16,9 @@ import (
 	"time"
 )
 
+// AnyExit is for tests that judge the exit code themselves.
+const AnyExit = -2
+
 // Options says how to start a master.
 type Options struct {
 	// Args are its flags; those that the harness needs come before them:
@@ -28,12 +31,14 @@ type Options struct {
 	Listen []string
 	// Env is added to this process's environment less the RRD_ variables.
 	Env []string
+	// Program is the rrd to start; empty: the built one.
+	Program string
 	// Files are inherited from descriptor 3 on. They stay the caller's.
 	Files []*os.File
 	// Wrap comes before the program on the command line.
 	Wrap []string
 
-	// ExitCode is the expected one.
+	// ExitCode is the expected one, -1 after a signal, or AnyExit.
 	ExitCode int
 	// Unready: do not wait for the event ready, and take no measure of the idle
 	// master by which to judge it at the end.
@@ -43,6 +48,8 @@ type Options struct {
 	// NoMetrics starts it without its HTTP address; nothing is judged that only
 	// this can tell.
 	NoMetrics bool
+	// Control starts it with a control socket, for Ctl.
+	Control bool
 	// LeavesFiles are names that may be left in its directory or TMPDIR.
 	LeavesFiles []string
 }
@@ -125,7 +132,10 @@ func (m *Master) drained() {
 
 func launch(t testing.TB, o Options) *Master {
 	t.Helper()
-	program := RRD(t)
+	program := o.Program
+	if program == "" {
+		program = RRD(t)
+	}
 	m := &Master{
 		t: t, o: o, mark: "E2E_MARK=" + mark(), dir: t.TempDir(), tmp: t.TempDir(),
 		client: newClient(), log: newStream(), out: newStream(), exited: make(chan struct{}), listeners: make(map[string]Event),
@@ -139,7 +149,11 @@ func launch(t testing.TB, o Options) *Master {
 	default:
 		args = append(args, "--metrics", "127.0.0.1:0")
 	}
-	args = append(args, "--control", "off", "--log-format", "json")
+	control := "off"
+	if o.Control {
+		control = m.Control()
+	}
+	args = append(args, "--control", control, "--log-format", "json")
 	if o.Listen == nil {
 		o.Listen = []string{Host() + ":0"}
 	}
