@@ -8,8 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // A listening socket outlives the master when somebody else holds it too: the
@@ -92,22 +90,6 @@ func (s *socket) becomes(c ListenerConfig) error {
 	case want.Addr().WithZone("") != is.Addr().WithZone(""):
 		return errOtherSocket
 	}
-	return nil
-}
-
-// findFile finds the file of a unix socket again. Without it nobody can connect.
-func (s *socket) findFile(path string) error {
-	if s.addr != path {
-		return errOtherSocket
-	}
-	if strings.HasPrefix(path, "@") {
-		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return errOtherSocket
-	}
-	s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
 	return nil
 }
 

@@ -4,6 +4,7 @@ package dispatcher
 
 import (
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -41,4 +42,20 @@ func neverWait(d handoff.FD) error {
 // waitInAccept makes a socket block.
 func waitInAccept(d handoff.FD) error {
 	return os.NewSyscallError("fcntl", unix.SetNonblock(d.Num(), false))
+}
+
+// findFile finds the file of a unix socket again. Without it nobody can connect.
+func (s *socket) findFile(path string) error {
+	if s.addr != path {
+		return errOtherSocket
+	}
+	if strings.HasPrefix(path, "@") {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return errOtherSocket
+	}
+	s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
+	return nil
 }

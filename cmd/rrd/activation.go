@@ -5,7 +5,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -80,10 +82,13 @@ func takeActivationFrom(environ []string, pid, firstFD int) *activation {
 }
 
 // claim gives each listener of network "fd" its descriptor, which the listener
-// owns from then on, and closes what is left over. After an error everything
-// is closed.
-func (a *activation) claim(listen []dispatcher.ListenerConfig) error {
-	defer a.close()
+// owns from then on. After an error everything is closed.
+func (a *activation) claim(listen []dispatcher.ListenerConfig) (err error) {
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
 	for i := range listen {
 		ln := &listen[i]
 		if ln.Network != "fd" {
@@ -102,6 +107,31 @@ func (a *activation) claim(listen []dispatcher.ListenerConfig) error {
 		ln.File = f
 	}
 	return nil
+}
+
+// claimKept gives each other listener the socket that was kept for it while there was
+// no master: the one of its name, see keepSockets. It closes what is left over, and
+// returns the names of that.
+func (a *activation) claimKept(listen []dispatcher.ListenerConfig) (unclaimed []string) {
+	for i := range listen {
+		ln := &listen[i]
+		if ln.Network == "fd" {
+			continue
+		}
+		for _, fd := range slices.Sorted(maps.Keys(a.files)) {
+			if a.names[fd] == storeName(ln.Name) {
+				ln.File = a.files[fd]
+				delete(a.files, fd)
+				break
+			}
+		}
+	}
+	for fd := range a.files {
+		unclaimed = append(unclaimed, a.names[fd])
+	}
+	a.close()
+	slices.Sort(unclaimed)
+	return slices.Compact(unclaimed)
 }
 
 // claim gives the fd: listeners of c their descriptors.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,8 +75,8 @@ func TestActivationByNameAndNumber(t *testing.T) {
 			t.Errorf("%s is descriptor %d, want %d", listen[i].Name, got, want)
 		}
 	}
-	if isOpen(first + 2) {
-		t.Error("the unclaimed descriptor is still open")
+	if names := a.claimKept(listen); !slices.Equal(names, []string{"web2"}) || isOpen(first+2) {
+		t.Errorf("unclaimed are %q, and web2 is open: %v", names, isOpen(first+2))
 	}
 	if listen[1].File != nil {
 		t.Error("a tcp listener got a descriptor")
@@ -89,6 +90,30 @@ func TestActivationByNameAndNumber(t *testing.T) {
 	listen[2].File.Close()
 	if isOpen(first) || isOpen(first+1) {
 		t.Error("a claimed descriptor does not belong to the listener alone")
+	}
+}
+
+// Sockets that the service manager has kept go to the listeners of their names, and all
+// others are closed.
+func TestActivationOfKeptSockets(t *testing.T) {
+	first := inherit(t, 4)
+	a := takeActivationFrom(activationEnv(4, "[__1]_80:old:web:web"), 77, first)
+	listen := []dispatcher.ListenerConfig{{Name: "web", Network: "tcp"}, {Name: "[::1]:80", Network: "tcp6"}, {Name: "new", Network: "unix"}}
+	if err := a.claim(listen); err != nil {
+		t.Fatal(err)
+	}
+	if names := a.claimKept(listen); !slices.Equal(names, []string{"old", "web"}) || isOpen(first+1) || isOpen(first+3) {
+		t.Errorf("unclaimed are %q", names)
+	}
+	for i, want := range []int{first + 2, first} {
+		if f := listen[i].File; f == nil || int(f.Fd()) != want {
+			t.Errorf("%s got %v, want descriptor %d", listen[i].Name, f, want)
+		} else {
+			f.Close()
+		}
+	}
+	if listen[2].File != nil {
+		t.Error("a new listener got a socket")
 	}
 }
 

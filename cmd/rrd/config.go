@@ -64,16 +64,24 @@ type config struct {
 	UnhealthyAfter time.Duration // of failing its own health check, to its replacement
 	DrainTimeout   time.Duration
 	StopTimeout    time.Duration
+	LameDuck       time.Duration // not ready and still serving, before a drain
+	DrainSpread    time.Duration // over which workers are told to drain
 	StopSignal     syscall.Signal
 	RespawnMin     time.Duration
 	RespawnMax     time.Duration
 	Restart        pool.RestartPolicy
-	Surge          int              // slots that a reload replaces at a time
-	CanaryTime     time.Duration    // that a new worker must live to be trusted
-	Credential     *pool.Credential // nil: the master's
-	WorkerNoFile   uint64           // 0: the limit that the master was started with
-	Chdir          string
-	Env            []string // of --env-file, then of --env
+	Surge          int           // slots that a reload replaces at a time
+	CanaryTime     time.Duration // that a new worker must live to be trusted
+	// When a worker is replaced that is well: after so many connections, at this age, at
+	// that size in bytes; 0, off and 0 are never.
+	MaxPerWorker int
+	MaxAge       time.Duration
+	MaxRSS       uint64
+	Hooks        hookCommands
+	Credential   *pool.Credential // nil: the master's
+	WorkerNoFile uint64           // 0: the limit that the master was started with
+	Chdir        string
+	Env          []string // of --env-file, then of --env
 
 	// WorkerOutput, Control and LogFormat may be "auto": what that means
 	// depends on the terminal and the machine, not on the configuration.
@@ -234,6 +242,12 @@ func (c *config) finish(h *host) error {
 			return c.bad("respawn-max", c.RespawnMax.String(), fmt.Sprintf("is below --respawn-min %v (from %s): raise it or lower that", c.RespawnMin, c.origin("respawn-min")))
 		}
 		c.RespawnMax = c.RespawnMin
+	}
+	if c.DrainSpread != off && c.DrainTimeout != off && c.DrainSpread > c.DrainTimeout {
+		return c.bad("drain-spread", c.DrainSpread.String(), fmt.Sprintf("is longer than --drain-timeout %v (from %s): lower it or raise that", c.DrainTimeout, c.origin("drain-timeout")))
+	}
+	if err := c.checkRecycling(); err != nil {
+		return err
 	}
 	return c.identity(h)
 }

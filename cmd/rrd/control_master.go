@@ -182,7 +182,6 @@ func (m *master) Reload(ctx context.Context, progress func(any)) error {
 
 func (m *master) Dump(int) (string, error)                 { return "", errNotYet }
 func (m *master) Upgrade(context.Context, func(any)) error { return errNotYet }
-func (m *master) Undrain() error                           { return errNotYet }
 
 // drainPoll is how often it is looked whether connections are still open.
 const drainPoll = 50 * time.Millisecond
@@ -199,9 +198,14 @@ func (m *master) Drain(ctx context.Context) (control.Drained, error) {
 		return control.Drained{}, control.Errorf(control.CodeRefused, "rrd is stopping")
 	}
 	began := time.Now()
-	if m.draining.CompareAndSwap(false, true) {
+	since, backC, first := m.leave(false)
+	if !m.waddle(ctx, since, backC) {
+		return control.Drained{}, control.Errorf(control.CodeFailed, "called back into rotation, or nobody waits any more: the listeners are open")
+	}
+	if first {
 		m.log.Info().Str("event", "drain.start").Str("reason", "rrdctl drain").Msg("draining")
 	}
+	m.releaseSockets(m.current().Listen)
 	limited := ctx
 	if limit := m.current().DrainTimeout; limit != off {
 		var cancel context.CancelFunc
@@ -249,6 +253,7 @@ func (m *master) openConnections() (n int) {
 
 // Stop does what TERM does, or a second TERM, and waits for the end.
 func (m *master) Stop(ctx context.Context, now bool) (control.Stopped, error) {
+	backC := m.duck.backC()
 	select {
 	case m.ctl.stopC <- now:
 	case <-m.ctl.overC:
@@ -257,6 +262,8 @@ func (m *master) Stop(ctx context.Context, now bool) (control.Stopped, error) {
 	}
 	select {
 	case <-m.ctl.overC:
+	case <-backC:
+		return control.Stopped{}, control.Errorf(control.CodeFailed, "rrd was called back into rotation (undrain)")
 	case <-ctx.Done():
 		select {
 		case <-m.ctl.overC: // both at once: that is the end

@@ -57,6 +57,21 @@ func TestMistakes(t *testing.T) {
 		{args: words("--drain-timeout 9000h"), want: `--drain-timeout: "9000h" is longer than 8760h0m0s: write a shorter one or off (from flag)`},
 		{args: words("--respawn-max 10ms"), want: `--respawn-max: "10ms" is below --respawn-min 1s (from default): raise it or lower that (from flag)`},
 
+		{args: words("--lame-duck 5"), want: `--lame-duck: "5" has no unit: write 5s or 5ms or off (from flag)`},
+		{args: words("--drain-spread 40s"), want: `--drain-spread: "40s" is longer than --drain-timeout 30s (from default): lower it or raise that (from flag)`},
+
+		// Recycling and hooks.
+		{args: words("--max-connections-per-worker 0"), want: `--max-connections-per-worker: "0" is not a number from 1 to 1000000000 or off (from flag)`},
+		{args: words("--max-connections-per-worker 5 --policy none"), want: `--max-connections-per-worker: "5" needs --policy rr: under none rrd does not see the connections: use --max-age (from flag)`},
+		{args: words("--max-age 1"), want: `--max-age: "1" has no unit: write 1s or 1ms or off (from flag)`},
+		{args: words("--max-rss 512"), want: `--max-rss: "512" has no unit: write 512MB or 512MiB, or off (from flag)`},
+		{args: words("--max-rss 1.5GB"), want: `--max-rss: "1.5GB" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
+		{args: words("--max-rss 5m"), want: `--max-rss: "5m" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
+		{args: words("--max-rss 0MB"), want: `--max-rss: "0MB" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
+		{args: []string{"--hook-before-start", " "}, want: `--hook-before-start: " " is no command: write one for /bin/sh, or leave the option out (from flag)`},
+		{args: words("--config /r.toml"), file: `hook-worker-exit = ""`, want: `--hook-worker-exit: "" is no command: write one for /bin/sh, or leave the option out (from /r.toml:1)`},
+		{environ: env("RRD_HOOK_TIMEOUT=0s"), want: `--hook-timeout: "0s" is not above zero: write a longer one, or off for no limit (from RRD_HOOK_TIMEOUT)`},
+
 		// Choices.
 		{args: words("-p fair"), want: `--policy: "fair" is not one of auto, rr, none, reuseport (from flag)`},
 		{environ: env("RRD_POLICY=RR"), want: `--policy: "RR" is not one of auto, rr, none, reuseport (from RRD_POLICY)`},

@@ -100,10 +100,11 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0 && !c.node(),
 		Pair:            m.channels(),
 		SilentAfter:     silentAfter(c.StartTimeout),
-		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout,
-		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
+		StartTimeout:    c.StartTimeout, ReadyAfter: c.ReadyAfter, DrainTimeout: c.DrainTimeout, DrainSpread: c.DrainSpread,
+		StopTimeout: c.StopTimeout,
+		RespawnMin:  c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
 		Hooks: pool.Hooks{
-			Listeners: m.lend, MayResize: func(from, to int) error { return m.current().mayResize(from, to) },
+			Listeners: m.lend, BeforeSpawn: m.beforeSpawn, MayResize: func(from, to int) error { return m.current().mayResize(from, to) },
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
 			Orphaned: m.workerOrphaned, Exited: m.workerExited, SpawnFailed: m.spawnFailed,
 			Backoff: func(slot int, d time.Duration) {
@@ -221,6 +222,8 @@ func (m *master) workerReady(w pool.Worker) {
 	m.log.Info().Str("event", "worker.ready").Int("worker", w.Slot).Int("worker_pid", w.PID).
 		Int("generation", w.Generation).Float64("duration_s", time.Since(w.Started).Seconds()).Msg("worker ready")
 	m.settled(w.Slot, true)
+	m.notify.becameReady(m.statusText)
+	m.hookReady(w)
 }
 
 // settled notes how the first start of a slot went, and says "ready" when that is
@@ -295,6 +298,7 @@ func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 		e = e.Str("reason", x.Reason)
 	}
 	e.Msg("worker exited")
+	m.hookExit(w, x)
 	m.settled(w.Slot, false)
 	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: x.Blame()}); err != nil {
 		m.log.Error().Str("event", "worker.exit").Int("worker", w.Slot).Err(err).Msg("what the worker left could not be taken back")

@@ -14,12 +14,10 @@ Connections                                              (default)
                            unix:/path, fd:N, fd:NAME, udp://:53; opt is as,
                            backlog, or for unix: mode, owner, group
   -p, --policy P           rr, none, reuseport, auto     (auto)
-      --queue-limit N      connections that may wait     (4096)
-      --queue-timeout D    drop what waited longer       (off)
+      --queue-limit N, --queue-timeout D   what may wait; how long (4096, off)
       --handoff-window N   answers a worker may owe      (4)
       --busy-after D       no more for one so late       (50ms)
-      --hang-timeout D     kill one so late              (30s)
-      --hang-signal S      how: KILL, or ABRT first      (KILL)
+      --hang-timeout D, --hang-signal S    kill one so late; how (30s, KILL)
       --rescue-limit N     kept copies for rescue        (1024)
       --worker-max-connections-active N   0: any number  (0)
 Workers
@@ -29,21 +27,23 @@ Workers
       --start-timeout D, --ready-after D   spawn to ready; unsaid (30s, 1s)
       --unhealthy-after D  replace one unwell so long    (10s)
       --drain-timeout D, --stop-timeout D  to finish, TERM to KILL (30s, 5s)
+      --lame-duck D, --drain-spread D   serve on first; in turn (off, off)
       --stop-signal S      for listen-fds workers        (TERM)
       --restart R          always, on-failure, never     (always)
       --respawn-min D, --respawn-max D   backoff         (1s, 30s)
       --surge N, --canary-time D           reload: how many, trial (1, 5s)
-      --user U, --group G  whom they run as, by name or number
-      --worker-nofile N    their limit of descriptors
-      --chdir DIR          where they run
-      --env K=V            repeatable; --env-file F has lines of K=V
+      --max-connections-per-worker N       replace one that took so many (off)
+      --max-age D, --max-rss SIZE          is so old, so big     (off, off)
+      --user U, --group G, --worker-nofile N   who they are; open files
+      --chdir DIR, --env K=V, --env-file F     where; repeatable; lines of K=V
       --worker-output O    raw, prefix, json, auto       (auto)
+      --hook-before-start C, --hook-before-spawn C   run C first; for each
+      --hook-worker-ready C, --hook-worker-exit C, --hook-timeout D   (30s)
 Watching
       --metrics ADDR       HTTP, also unix:/path, or off (127.0.0.1:9746)
       --control PATH       socket for rrdctl, or off     (auto)
       --control-uid U      who else may use it; repeatable
-      --log-level L        debug, info, warn, error      (info)
-      --log-format F       console, json, auto           (auto)
+      --log-level L, --log-format F   debug to error; console, json (info, auto)
 This program
       --config FILE        TOML; keys as the flags, and command = [...]
       --check              try everything, say where it is from; exit 0 or 2

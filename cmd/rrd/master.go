@@ -46,6 +46,9 @@ type master struct {
 	listeners  []dispatcher.ListenerInfo // of the configuration; a reload's to change
 	metricsAt  string
 
+	notify     *notifier   // of the service manager; nil: there is none
+	hooks      *hookRunner // the user's commands
+	duck       *lameDuck   // the way out of rotation
 	ctl        *controls   // the control socket's
 	draining   atomic.Bool // asked to stop, or only to leave rotation: not ready
 	stopping   atomic.Bool // asked to stop
@@ -82,6 +85,7 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 		activated.close()
 		return fail(stderr, exitUsage, err)
 	}
+	defer activated.close()
 	if err := c.claim(activated); err != nil {
 		return fail(stderr, exitUsage, err)
 	}
@@ -95,6 +99,7 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
 		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
 		ctl:      newControls(gate),
+		duck:     newLameDuck(),
 		setLevel: gate.set,
 		lent:     make(map[int][]*os.File),
 		wasReady: make(map[int]bool),
@@ -102,6 +107,9 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 		reloads:  reloads{wanted: make(chan struct{}, 1), lastOK: time.Now()},
 	}
 	m.live.Store(c)
+	m.notify = systemd(m.log)
+	m.hooks = newHookRunner(m.log, environ)
+	m.forgetSockets(activated.claimKept(c.Listen))
 	return m.run(environ, signals, isTerminal(stdout), stderr)
 }
 
@@ -120,6 +128,11 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 		Str("reason", m.cfg.PolicyReason).Str("protocol", string(m.protocol())).Str("protocol_reason", m.cfg.ProtocolReason).
 		Int("workers", m.cfg.Workers).Strs("command", m.cfg.Command).
 		Msg("starting")
+	if stopped, err := m.beforeStart(signals); err != nil {
+		return fail(stderr, exitFailure, fmt.Errorf("--hook-before-start: %w (from %s)", err, m.cfg.origin("hook-before-start")))
+	} else if stopped {
+		return exitOK
+	}
 	var err error
 	if m.dispatcher, err = dispatcher.New(m.dispatcherConfig()); err != nil {
 		return fail(stderr, exitFailure, err)
@@ -135,6 +148,7 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 	if m.pool, err = pool.New(m.poolConfig(environ)); err != nil {
 		return fail(stderr, exitFailure, err)
 	}
+	m.hooks.start = m.pool.StartOther
 	serveControl, err := m.openControl()
 	if err != nil {
 		return fail(stderr, exitFailure, err)
@@ -145,13 +159,18 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 	defer cancel()
 	services.Go(func() { serveMetrics(ctx) })
 	services.Go(func() { serveControl(ctx) })
+	services.Go(func() { m.serveNotify(ctx) })
 	ended := make(chan error, 1)
 	services.Go(func() { ended <- m.pool.Run(context.Background()) })
 	if terminal {
 		m.banner()
 	}
 	services.Go(func() { m.reloadOnSignal(ctx) })
-	return m.exitCode(m.supervise(signals, ended), stderr)
+	services.Go(func() { m.recycle(ctx) })
+	finishHooks := m.startHooks(&services)
+	err = m.supervise(signals, ended)
+	finishHooks(signals)
+	return m.exitCode(err, stderr)
 }
 
 // supervise acts on signals until the pool has ended.
@@ -160,6 +179,16 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 	defer stopped.Wait()
 	ctx, cutShort := context.WithCancel(context.Background())
 	defer cutShort()
+	stop := func(field, why string, now bool) {
+		if now {
+			cutShort()
+			m.stopNow(field, why)
+			return
+		}
+		if since, backC, first := m.leave(true); first {
+			stopped.Go(func() { m.stopGracefully(ctx, since, backC, field, why) })
+		}
+	}
 	failed := m.dispatcher.Done()
 	for {
 		select {
@@ -170,29 +199,17 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 			m.log.Error().Str("event", "dispatcher.failed").AnErr("error", m.dispatcher.Err()).Msg("dispatching has ended: stopping")
 			m.pool.StopNow()
 		case sig := <-signals:
-			switch stops := sig == syscall.SIGTERM || sig == syscall.SIGINT || sig == syscall.SIGQUIT; {
-			case !stops:
+			if !stops(sig) {
 				m.heed(sig)
-			case m.stopping.CompareAndSwap(false, true):
-				m.draining.Store(true)
-				m.log.Info().Str("event", "drain.start").Stringer("signal", sig).Msg("draining")
-				stopped.Go(func() { m.drain(ctx) })
-			case sig != syscall.SIGQUIT:
-				m.log.Warn().Str("event", "stop.now").Stringer("signal", sig).Msg("asked again: stopping at once")
-				cutShort()
-				m.pool.StopNow()
+				break
 			}
+			stop("signal", sig.String(), m.stopping.Load() && sig != syscall.SIGQUIT)
 		case now := <-m.ctl.stopC:
-			m.draining.Store(true)
-			switch first := m.stopping.CompareAndSwap(false, true); {
-			case now:
-				m.log.Warn().Str("event", "stop.now").Str("reason", "rrdctl stop --now").Msg("stopping at once")
-				cutShort()
-				m.pool.StopNow()
-			case first:
-				m.log.Info().Str("event", "drain.start").Str("reason", "rrdctl stop").Msg("draining")
-				stopped.Go(func() { m.drain(ctx) })
+			why := "rrdctl stop"
+			if now {
+				why += " --now"
 			}
+			stop("reason", why, now)
 		}
 	}
 }
@@ -215,6 +232,7 @@ func (m *master) drain(ctx context.Context) {
 	if stats, err := m.dispatcher.Stats(ctx); err == nil {
 		m.lostBefore.Store(lostWithWorkers(stats))
 	}
+	m.releaseSockets(m.current().Listen)
 	if err := m.dispatcher.Shutdown(ctx); err != nil {
 		m.log.Warn().Str("event", "drain.cut").Err(err).Msg("connections were still waiting for a worker")
 	}
@@ -297,7 +315,9 @@ func (m *master) listen() error {
 			return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), m.cfg.origin("listen"))
 		}
 		m.listeners = append(m.listeners, info)
+		m.noteKept(c, info)
 	}
+	m.keepSockets(m.cfg.Listen)
 	return nil
 }
 

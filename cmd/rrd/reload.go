@@ -30,6 +30,7 @@ var frozenSettings = []string{"policy", "worker-protocol", "worker-output", "con
 type reloads struct {
 	running sync.Mutex    // held by the one that is under way
 	wanted  chan struct{} // a token: HUP came
+	rolling sync.Mutex    // held while a worker is recycled, and by a reload: it waits for that
 
 	mu          sync.Mutex
 	ok, failed  uint64
@@ -76,6 +77,9 @@ func (m *master) reload(ctx context.Context, progress func(pool.RollEvent)) erro
 func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) error {
 	began := time.Now()
 	m.log.Info().Str("event", "reload.start").Msg("reloading")
+	defer m.notify.reloading(m.statusText)()
+	m.reloads.rolling.Lock()
+	defer m.reloads.rolling.Unlock()
 	next, err := m.readAgain()
 	if err == nil {
 		err = m.follow(ctx, next, progress)
@@ -114,7 +118,7 @@ func (m *master) reloadCounts() metrics.Reloads {
 
 // readAgain reads and checks the configuration; nothing is changed.
 func (m *master) readAgain() (*config, error) {
-	if m.draining.Load() {
+	if m.stopping.Load() || m.duck.drains() {
 		return nil, errors.New("rrd is being stopped")
 	}
 	next, _, err := parseConfig(m.args, m.environ)
@@ -170,6 +174,8 @@ func (m *master) follow(ctx context.Context, next *config, progress func(pool.Ro
 		return errors.Join(err, m.goBack(was, diff, opened))
 	}
 	m.listeners = infos
+	m.releaseSockets(diff.removed)
+	m.keepSockets(diff.open)
 	m.closeListeners(ctx, diff.removed)
 	return m.resizeTo(was, next)
 }
@@ -324,7 +330,8 @@ func (c *config) dispatcherLimits() dispatcher.Limits {
 func (c *config) poolLimits() pool.Limits {
 	return pool.Limits{
 		StartTimeout: c.StartTimeout, ReadyAfter: c.ReadyAfter, SilentAfter: silentAfter(c.StartTimeout),
-		DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout, RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax,
+		DrainTimeout: c.DrainTimeout, DrainSpread: c.DrainSpread, StopTimeout: c.StopTimeout,
+		RespawnMin: c.RespawnMin, RespawnMax: c.RespawnMax,
 		Restart: c.Restart, StopSignal: c.StopSignal,
 	}
 }

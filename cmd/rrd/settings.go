@@ -35,6 +35,8 @@ const (
 	maxWindow = 1024
 	maxActive = 1_000_000
 	maxNoFile = 1 << 30
+	// maxPerWorker fits an int everywhere.
+	maxPerWorker = 1_000_000_000
 )
 
 // settings is every setting, in the order of the help text.
@@ -64,6 +66,8 @@ var settings = []setting{
 	{name: "unhealthy-after", def: one("10s"), apply: timeout(func(c *config) *time.Duration { return &c.UnhealthyAfter })},
 	{name: "drain-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.DrainTimeout })},
 	{name: "stop-timeout", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.StopTimeout })},
+	{name: "lame-duck", def: one("off"), apply: timeout(func(c *config) *time.Duration { return &c.LameDuck })},
+	{name: "drain-spread", def: one("off"), apply: timeout(func(c *config) *time.Duration { return &c.DrainSpread })},
 	{name: "stop-signal", def: one("TERM"), apply: single(func(_ *host, c *config, v string) (err error) {
 		c.StopSignal, err = parseSignal(v, stopSignals)
 		return err
@@ -75,6 +79,26 @@ var settings = []setting{
 	{name: "canary-time", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.CanaryTime })},
 	{name: "respawn-min", def: one("1s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMin })},
 	{name: "respawn-max", def: one("30s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMax })},
+
+	{name: "max-connections-per-worker", def: one("off"), apply: single(func(_ *host, c *config, v string) (err error) {
+		if v != "off" {
+			c.MaxPerWorker, err = parseNumber(v, 1, maxPerWorker, " or off")
+		}
+		return err
+	})},
+	{name: "max-age", def: one("off"), apply: timeout(func(c *config) *time.Duration { return &c.MaxAge })},
+	{name: "max-rss", def: one("off"), apply: single(func(_ *host, c *config, v string) (err error) {
+		if v != "off" {
+			c.MaxRSS, err = parseSize(v)
+		}
+		return err
+	})},
+
+	{name: "hook-before-start", apply: command(func(c *config) *string { return &c.Hooks.BeforeStart })},
+	{name: "hook-before-spawn", apply: command(func(c *config) *string { return &c.Hooks.BeforeSpawn })},
+	{name: "hook-worker-ready", apply: command(func(c *config) *string { return &c.Hooks.WorkerReady })},
+	{name: "hook-worker-exit", apply: command(func(c *config) *string { return &c.Hooks.WorkerExit })},
+	{name: "hook-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.Hooks.Timeout })},
 
 	{name: "user", apply: single(applyUser)},
 	{name: "group", apply: single(applyGroup)},

@@ -21,7 +21,7 @@ func catchSignals() chan os.Signal {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	c := make(chan os.Signal, 64)
 	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP,
-		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGWINCH)
 	return c
 }
 
@@ -32,6 +32,8 @@ func (m *master) heed(sig os.Signal) {
 		m.dump()
 	case syscall.SIGHUP:
 		m.wantReload()
+	case syscall.SIGWINCH:
+		m.outOfRotation(sig)
 	case syscall.SIGTTIN:
 		m.resize(sig, m.pool.Grow)
 	case syscall.SIGTTOU:

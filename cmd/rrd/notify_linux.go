@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+)
+
+// notifyPatience is how long one message may wait for the service manager to read.
+const notifyPatience = time.Second
+
+// systemd returns what speaks to the service manager, nil if there is none. Workers get
+// neither NOTIFY_SOCKET nor WATCHDOG_*: they are not the service.
+func systemd(log zerolog.Logger) *notifier {
+	address := os.Getenv("NOTIFY_SOCKET")
+	if address == "" {
+		return nil
+	}
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn().Str("event", "systemd.failed").Err(err).Msg("going on without a watchdog")
+	}
+	return newNotifier(log, func(x notice) error { return sendNotice(address, x) }, watchdog, daemon.SdNotifyMonotonicUsec)
+}
+
+// sendNotice is SdNotify of package daemon with a descriptor and an end to waiting, of
+// which that one has neither.
+func sendNotice(address string, x notice) error {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // written, or not
+	if err := conn.SetWriteDeadline(time.Now().Add(notifyPatience)); err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	if x.file == nil {
+		_, err = conn.Write([]byte(x.text))
+		return err
+	}
+	raw, err := x.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	// Control, for Fd would make the listener wait in accept(2).
+	var werr error
+	err = raw.Control(func(fd uintptr) {
+		_, _, werr = conn.WriteMsgUnix([]byte(x.text), syscall.UnixRights(int(fd)), nil)
+	})
+	if err == nil {
+		err = werr
+	}
+	return err
+}
