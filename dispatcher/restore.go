@@ -36,6 +36,15 @@ func Restore(cfg Config, s *State, codec ChannelCodec) (*Dispatcher, error) {
 	return d, nil
 }
 
+// Check says what is wrong with s, as far as that can be seen without touching a
+// descriptor.
+func (s *State) Check() error {
+	if _, err := restoreTable(&s.Table, 0); err != nil {
+		return fmt.Errorf("state of the dispatcher: table: %w", err)
+	}
+	return nil
+}
+
 func (l *loop) at(age int64) int64 { return max(l.now-age, 1) }
 
 // atOr is at for times of which 0 means never.

@@ -22,6 +22,17 @@ func (c *LogCounter) Inc(level string) {
 	}
 }
 
+// Add counts n messages of level at once, for a master that goes on where another
+// image of it has stopped.
+func (c *LogCounter) Add(level string, n uint64) {
+	for i, l := range LogLevels {
+		if l == level {
+			c.counts[i].Add(n)
+			return
+		}
+	}
+}
+
 // Count returns how many messages of level there were.
 func (c *LogCounter) Count(level string) uint64 {
 	for i, l := range LogLevels {

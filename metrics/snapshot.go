@@ -40,6 +40,8 @@ type Snapshot struct {
 	QueueLimit int `json:"queue_limit"`
 	// Reloads is what became of reloads of the configuration.
 	Reloads Reloads `json:"reloads"`
+	// Upgrades is what became of upgrades in place.
+	Upgrades Upgrades `json:"upgrades"`
 	// Control counts what was asked over the control socket; nil where there is none.
 	Control []ControlRequests `json:"control_requests,omitempty"`
 	// Desired is the number of slots that should have a ready worker.
@@ -68,6 +70,14 @@ type Reloads struct {
 	OK          uint64    `json:"ok"`
 	Failed      uint64    `json:"failed"`
 	LastSuccess time.Time `json:"last_success,omitzero"`
+	// LastFailure says why the last one failed; "" if it did not.
+	LastFailure string `json:"last_failure,omitempty"`
+}
+
+// Upgrades counts upgrades in place.
+type Upgrades struct {
+	OK     uint64 `json:"ok"`
+	Failed uint64 `json:"failed"`
 	// LastFailure says why the last one failed; "" if it did not.
 	LastFailure string `json:"last_failure,omitempty"`
 }

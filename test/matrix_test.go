@@ -74,6 +74,8 @@ var matrix = []struct {
 	{"F18", descriptorAudit},
 	{"F27", reloads},
 	{"F28", badReloads},
+	{"F29", upgradesUnderLoad},
+	{"F30", upgradeStorm},
 	{"F55", beyondRights},
 }
 

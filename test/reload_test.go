@@ -97,7 +97,7 @@ func TestReload(t *testing.T) {
 	}
 	c.Wait(func(e harness.Event) bool { return e.Name == "listener.close" && e.Str("listener") == "old" })
 	text, samples := c.Metrics()
-	if samples["rrd_config_last_reload_successful"] != 1 || samples[`rrd_reloads_total{result="ok"}`] != 1 {
+	if samples["rrd_config_last_reload_successful"] != 1 || samples[`rrd_reloads_total{kind="config",result="ok"}`] != 1 {
 		t.Error(text)
 	}
 	// What TTIN has made of the number holds until a reload changes it.
@@ -140,7 +140,7 @@ func TestReloadRefused(t *testing.T) {
 		}
 	}
 	text, samples := c.Metrics()
-	if samples["rrd_config_last_reload_successful"] != 0 || samples[`rrd_reloads_total{result="error"}`] != 10 {
+	if samples["rrd_config_last_reload_successful"] != 0 || samples[`rrd_reloads_total{kind="config",result="error"}`] != 10 {
 		t.Error(text)
 	}
 	_, status, err := c.Get("/status.json")

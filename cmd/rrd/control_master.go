@@ -23,8 +23,9 @@ import (
 // controls is what the master has for its control socket.
 type controls struct {
 	gate  *logGate
-	at    string    // path of the socket; empty: there is none
-	stopC chan bool // asks supervise to stop; true: now
+	ln    *control.Listener // nil: there is none
+	at    string            // its path
+	stopC chan bool         // asks supervise to stop; true: now
 	overC chan struct{}
 	ended control.Stopped // set before overC is closed
 
@@ -60,14 +61,19 @@ func (m *master) openControl() (serve func(context.Context), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("--control: %w (from %s)", err, m.cfg.origin("control"))
 	}
-	m.ctl.at = ln.Path()
+	m.ctl.ln, m.ctl.at = ln, ln.Path()
 	m.log.Info().Str("event", "control.open").Str("path", ln.Path()).Msg("control socket")
+	return m.controlServer(ln), nil
+}
+
+// controlServer returns what serves the control socket until its context ends.
+func (m *master) controlServer(ln *control.Listener) func(context.Context) {
 	server := control.NewServer(control.ServerConfig{Handler: controlHandler{m}, Handled: m.ctl.handled, Denied: m.controlDenied})
 	return func(ctx context.Context) {
 		if err := server.Serve(ctx, ln); err != nil {
 			m.log.Error().Str("event", "control.failed").Err(err).Msg("the control socket is not served any more")
 		}
-	}, nil
+	}
 }
 
 // handled counts a request. What is no command of ours has no label of its own.
@@ -178,10 +184,19 @@ func (m *master) Reload(ctx context.Context, progress func(any)) error {
 	return err
 }
 
+// Upgrade is USR2 with an answer if it fails; if it does not, the next image of this
+// process answers other questions.
+func (m *master) Upgrade(ctx context.Context, _ func(any)) error {
+	err := m.upgrade(ctx)
+	if errors.Is(err, errReloading) {
+		return control.Errorf(control.CodeBusy, "%v", err)
+	}
+	return err
+}
+
 // What the protocol has and this version has not.
 
-func (m *master) Dump(int) (string, error)                 { return "", errNotYet }
-func (m *master) Upgrade(context.Context, func(any)) error { return errNotYet }
+func (m *master) Dump(int) (string, error) { return "", errNotYet }
 
 // drainPoll is how often it is looked whether connections are still open.
 const drainPoll = 50 * time.Millisecond
@@ -288,6 +303,9 @@ func (m *master) Status(ctx context.Context) control.Status {
 	}
 	if r := m.reloadCounts(); r.OK+r.Failed > 0 {
 		s.Reload = &control.Reload{OK: r.LastFailure == "", Error: r.LastFailure, LastSuccess: r.LastSuccess}
+	}
+	if u := m.upgradeCounts(); u.OK+u.Failed > 0 {
+		s.Upgrade = &control.Upgrade{OK: u.OK, Failed: u.Failed, Error: u.LastFailure}
 	}
 	p := m.pool.Snapshot()
 	s.Desired = p.Desired

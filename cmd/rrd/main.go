@@ -34,7 +34,12 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 			return pool.ExecHelper(args[1:])
 		case builtInArg:
 			return runBuiltIn(args[1:], stderr)
+		case checkStateArg:
+			return checkState(args[1:], environ, stdout, stderr)
 		}
+	}
+	if _, ok := lookupVariable(environ, envResume); ok {
+		return resume(args, environ, stdout, stderr)
 	}
 	c, what, err := parseConfig(args, environ)
 	if err != nil {

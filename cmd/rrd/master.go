@@ -53,6 +53,11 @@ type master struct {
 	draining   atomic.Bool // asked to stop, or only to leave rotation: not ready
 	stopping   atomic.Bool // asked to stop
 	reloads    reloads
+	upgrades   upgrades
+	program    string       // the file that this program was started from
+	resumed    *resumed     // what it was made of; nil: started afresh
+	metricsLn  net.Listener // nil: none
+	sink       *logSink
 	setLevel   func(zerolog.Level) // of the log, while it runs
 	saidSilent atomic.Bool         // of a Node worker
 	lostBefore atomic.Uint64       // connections that died with their workers before the drain
@@ -89,12 +94,20 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 	if err := c.claim(activated); err != nil {
 		return fail(stderr, exitUsage, err)
 	}
+	m := newMaster(c, args, environ, stdout, stderr)
+	defer m.sink.close()
+	m.forgetSockets(activated.claimKept(c.Listen))
+	return m.run(environ, signals, isTerminal(stdout), stderr)
+}
+
+// newMaster makes one that has no rooms yet. Its log is to be closed (sink).
+func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *master {
 	counter := &metrics.LogCounter{}
 	direct := &lockedWriter{w: stderr}
 	sink := newLogSink(direct)
-	defer sink.close()
 	gate := newLogGate(c.LogLevel, counter)
 	m := &master{
+		sink: sink, program: programPath(), upgrades: upgrades{wanted: make(chan struct{}, 1)},
 		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
 		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
@@ -109,8 +122,7 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 	m.live.Store(c)
 	m.notify = systemd(m.log)
 	m.hooks = newHookRunner(m.log, environ)
-	m.forgetSockets(activated.claimKept(c.Listen))
-	return m.run(environ, signals, isTerminal(stdout), stderr)
+	return m
 }
 
 // current is the configuration in force. What a reload cannot change may be read
@@ -153,6 +165,11 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 	if err != nil {
 		return fail(stderr, exitFailure, err)
 	}
+	return m.serve(serveMetrics, serveControl, signals, terminal, stderr)
+}
+
+// serve runs the pool and everything beside it until it has ended.
+func (m *master) serve(serveMetrics, serveControl func(context.Context), signals <-chan os.Signal, terminal bool, stderr *os.File) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	var services sync.WaitGroup
 	defer services.Wait()
@@ -166,9 +183,10 @@ func (m *master) run(environ []string, signals <-chan os.Signal, terminal bool, 
 		m.banner()
 	}
 	services.Go(func() { m.reloadOnSignal(ctx) })
+	services.Go(func() { m.upgradeOnSignal(ctx) })
 	services.Go(func() { m.recycle(ctx) })
 	finishHooks := m.startHooks(&services)
-	err = m.supervise(signals, ended)
+	err := m.supervise(signals, ended)
 	finishHooks(signals)
 	return m.exitCode(err, stderr)
 }
@@ -356,6 +374,12 @@ func (m *master) openMetrics() (serve func(context.Context), err error) {
 		m.metricsAt = "unix:" + at.Address
 	}
 	m.log.Info().Str("event", "metrics.open").Str("address", m.metricsAt).Msg("metrics")
+	m.metricsLn = ln
+	return m.metricsServer(ln), nil
+}
+
+// metricsServer returns what serves the metrics on ln until its context ends.
+func (m *master) metricsServer(ln net.Listener) func(context.Context) {
 	server := metrics.NewServer(
 		metrics.New(metrics.Config{Source: m.snapshot, Build: buildInfo(), Logs: m.logs}),
 		metrics.ServerConfig{})
@@ -363,7 +387,7 @@ func (m *master) openMetrics() (serve func(context.Context), err error) {
 		if err := server.Serve(ctx, ln); err != nil && !errors.Is(err, net.ErrClosed) {
 			m.log.Error().Str("event", "metrics.failed").Err(err).Msg("metrics are not served any more")
 		}
-	}, nil
+	}
 }
 
 // banner tells a newcomer at a terminal what is going on.
@@ -391,27 +415,49 @@ func (m *master) banner() {
 
 // logSink is stderr behind a bounded queue that never makes its writer wait.
 type logSink struct {
-	diode.Writer
+	w  io.Writer
+	mu sync.RWMutex
+	q  diode.Writer
 }
 
 func newLogSink(w io.Writer) *logSink {
-	return &logSink{diode.NewWriter(keepOpen{w}, logQueue, 0, func(missed int) {
-		fmt.Fprintf(w, "rrd: %d log messages were lost: the log was not read\n", missed)
-	})}
+	s := &logSink{w: w}
+	s.q = s.queue()
+	return s
 }
 
-// close writes what is queued, unless nobody reads it.
+func (s *logSink) queue() diode.Writer {
+	return diode.NewWriter(keepOpen{s.w}, logQueue, 0, func(missed int) {
+		fmt.Fprintf(s.w, "rrd: %d log messages were lost: the log was not read\n", missed)
+	})
+}
+
+func (s *logSink) Write(p []byte) (int, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.q.Write(p)
+}
+
+// flush writes what is queued, unless nobody reads it.
+func (s *logSink) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.close()
+	s.q = s.queue()
+}
+
+// close writes what is queued, unless nobody reads it, and nothing after it.
 func (s *logSink) close() {
 	done := make(chan struct{})
-	go s.flush(done) // left behind after a second if the sink is blocked: the process ends
+	go closeQueue(s.q, done) // left behind after a second if the sink is blocked: the process ends
 	select {
 	case <-done:
 	case <-time.After(time.Second):
 	}
 }
 
-func (s *logSink) flush(done chan<- struct{}) {
-	_ = s.Close()
+func closeQueue(q diode.Writer, done chan<- struct{}) {
+	_ = q.Close()
 	close(done)
 }
 

@@ -168,11 +168,16 @@ func (c *config) nodeCure() string {
 
 // nodePair makes the channel of a Node worker.
 func (m *master) nodePair(slot int) (handoff.Channel, *os.File, error) {
-	master, child, err := node.Pair(node.Config{ReadyOnMessage: m.cfg.ReadyOnMessage, Message: m.nodeMessages(slot)})
+	master, child, err := node.Pair(m.nodeConfig(slot))
 	if err != nil {
 		return nil, nil, err // not a nil *Conn in an interface
 	}
 	return master, child, nil
+}
+
+// nodeConfig is what the channel of a slot's worker does besides.
+func (m *master) nodeConfig(slot int) node.Config {
+	return node.Config{ReadyOnMessage: m.cfg.ReadyOnMessage, Message: m.nodeMessages(slot)}
 }
 
 // Messages of a worker's program in the log: so many in such a time, others are

@@ -34,6 +34,8 @@ func (m *master) heed(sig os.Signal) {
 		m.wantReload()
 	case syscall.SIGWINCH:
 		m.outOfRotation(sig)
+	case syscall.SIGUSR2:
+		m.wantUpgrade()
 	case syscall.SIGTTIN:
 		m.resize(sig, m.pool.Grow)
 	case syscall.SIGTTOU:

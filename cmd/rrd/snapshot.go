@@ -26,6 +26,7 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 		Redispatches: counts(d.Redispatches[:], dispatcher.Redispatch.String),
 		Dispatch:     histogram(&d.Dispatch), QueueWait: histogram(&d.QueueWait), HandoffAck: histogram(&d.HandoffAck),
 		Reloads:     m.reloadCounts(),
+		Upgrades:    m.upgradeCounts(),
 		Control:     m.ctl.requests(),
 		WorkerStart: metrics.Histogram{Counts: p.StartDurations.Counts, Sum: p.StartDurations.Sum},
 	}

@@ -37,7 +37,7 @@ func (a *app) commands() *cobra.Command {
 		a.topCommand(),
 		a.workersCommand(),
 		a.reloadCommand(),
-		a.plainVerb("upgrade", "replace rrd's own program in place", control.CmdUpgrade, nil, "upgraded"),
+		a.verb("upgrade", "replace rrd's own program in place", 0, func([]string) error { return a.upgrade() }),
 		a.verb("drain", "leave rotation: close the listeners, losing nobody, and wait for what is open", 0, func([]string) error { return a.drain() }),
 		a.plainVerb("undrain", "come back into rotation", control.CmdUndrain, nil, "in rotation again"),
 		a.stopCommand(),

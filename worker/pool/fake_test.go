@@ -26,6 +26,8 @@ type world struct {
 	began time.Time
 	runC  chan error
 	stop  context.CancelFunc
+	conf  Config       // what the pool was made of
+	lost  map[int]bool // pids that are no children after an upgrade
 
 	// launch stands in for the system; nil starts a fake.
 	onLaunch func(ctx context.Context, sp *spec) error
@@ -180,8 +182,16 @@ func newWorld(t *testing.T, c Config) *world {
 		t.Fatal(err)
 	}
 	w.Pool = p
-	p.sys = system{
+	w.conf = c
+	w.fake()
+	return w
+}
+
+// fake puts the fakes in the place of the system.
+func (w *world) fake() {
+	w.Pool.sys = system{
 		launch: w.launch,
+		adopt:  w.adopt,
 		pair:   func(int) (handoff.Channel, *os.File, error) { return nil, nil, nil },
 		listenNotify: func() (notifySource, error) {
 			if w.notify == nil {
@@ -193,7 +203,14 @@ func newWorld(t *testing.T, c Config) *world {
 		jitter:   func() float64 { return 0.5 }, // none
 		oomKills: func() uint64 { return 0 },
 	}
-	return w
+}
+
+// adopt finds a process again.
+func (w *world) adopt(pid int) process {
+	if w.lost[pid] {
+		return lostProcess(pid)
+	}
+	return w.proc(pid - 100)
 }
 
 // run starts a world; its end is checked by end.
@@ -237,6 +254,9 @@ func (w *world) watch(pid int) watched {
 	f := &fakeWatch{endedC: make(chan struct{}), released: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if old := w.watches[pid]; old != nil && old.ended() {
+		close(f.endedC)
+	}
 	w.watches[pid] = f
 	return f
 }

@@ -148,6 +148,9 @@ type Status struct {
 	// Reload says how the last reload went; nil: there was none.
 	Reload *Reload `json:"reload,omitempty"`
 
+	// Upgrade says how upgrades in place went; nil: there was none.
+	Upgrade *Upgrade `json:"upgrade,omitempty"`
+
 	QueueLimit   int               `json:"queue_limit"`
 	Desired      int               `json:"workers_desired"`
 	Listeners    []ListenerStatus  `json:"listeners"`
@@ -163,6 +166,13 @@ type Reload struct {
 	Error string `json:"error,omitempty"`
 	// LastSuccess is when the configuration in force was read.
 	LastSuccess time.Time `json:"last_success"`
+}
+
+// Upgrade counts upgrades in place. Error says why the last one failed; "": it did not.
+type Upgrade struct {
+	OK     uint64 `json:"ok"`
+	Failed uint64 `json:"failed"`
+	Error  string `json:"error,omitempty"`
 }
 
 // ListenerStatus is one listener with its law: accepted + rescued = acked + dropped +

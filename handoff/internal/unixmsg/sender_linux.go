@@ -20,11 +20,26 @@ func (s *Sender) Watch(fd int) error {
 	if err := passCredentials(fd, 1); err != nil {
 		return err
 	}
-	// Room for credentials and nothing else, so that a descriptor that comes along
-	// is cut off and closed by the kernel.
-	s.buf = make([]byte, unix.CmsgSpace(unix.SizeofUcred))
+	s.buf = newSenderBuf()
 	return nil
 }
+
+// newSenderBuf makes room for credentials and nothing else, so that a descriptor
+// that comes along is cut off and closed by the kernel.
+func newSenderBuf() []byte { return make([]byte, unix.CmsgSpace(unix.SizeofUcred)) }
+
+// RestoreSender makes the Sender of a socket whose option is as Watch or Ignore
+// left it, as it is across exec(2). It does nothing to the socket.
+func RestoreSender(watched bool, pid int) Sender {
+	s := Sender{pid: pid}
+	if watched {
+		s.buf = newSenderBuf()
+	}
+	return s
+}
+
+// Watched reports whether Watch was called, and not Ignore after it.
+func (s *Sender) Watched() bool { return s.buf != nil }
 
 // Ignore ends Watch.
 func (s *Sender) Ignore(fd int) error {

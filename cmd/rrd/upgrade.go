@@ -1,0 +1,397 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"rrd/dispatcher"
+	"rrd/handoff"
+	"rrd/metrics"
+	"rrd/worker/pool"
+)
+
+// The upgrade in place replaces rrd's own program by exec(2) in the same process:
+// same pid, same children, same listeners and channels. In this order:
+//
+//  1. The new program is run as a check: it reads the configuration and a copy of
+//     the state, and says yes. A no, a crash or silence ends it there.
+//  2. The pool is frozen and the dispatcher parked, their states and what the master
+//     knows go into a memory file, and the new program is executed. An error of exec
+//     undoes everything.
+//  3. The new program makes the rooms from the state. If it cannot, it executes the old
+//     one back, from a descriptor that was kept, which does the same and says why.
+//
+// A crash of the new program later is the death of a master like any other.
+
+const (
+	checkStateArg = "__rrd-check-state"
+	// envResume tells a new image where the state is: its descriptor, that of the old
+	// image, and the pid, as a process that inherits the variable is not meant.
+	envResume = "RRD_RESUME"
+	// envResumeFailed tells the old image, executed back, why.
+	envResumeFailed = "RRD_RESUME_FAILED"
+
+	// freezeLimit bounds how long is waited for what is under way (a spawn, a bind).
+	freezeLimit = 5 * time.Second
+	// checkLimit bounds the check run.
+	checkLimit = 10 * time.Second
+)
+
+// upgrades is what became of them.
+type upgrades struct {
+	wanted chan struct{}
+
+	mu     sync.Mutex
+	counts metrics.Upgrades
+}
+
+// programPath is where this program was started from, for the day it is another.
+func programPath() string {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		path, _ = os.Executable()
+	}
+	return path
+}
+
+// wantUpgrade is USR2.
+func (m *master) wantUpgrade() {
+	select {
+	case m.upgrades.wanted <- struct{}{}:
+	default:
+	}
+}
+
+// upgradeOnSignal upgrades when USR2 comes, until ctx ends. Its caller waits for it.
+func (m *master) upgradeOnSignal(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.upgrades.wanted:
+			m.reloads.running.Lock()
+			_ = m.upgradeHeld(ctx) // it is logged
+			m.reloads.running.Unlock()
+		}
+	}
+}
+
+// upgrade replaces the program. It returns only if that failed.
+func (m *master) upgrade(ctx context.Context) error {
+	if !m.reloads.running.TryLock() {
+		return errReloading
+	}
+	defer m.reloads.running.Unlock()
+	return m.upgradeHeld(ctx)
+}
+
+func (m *master) upgradeHeld(ctx context.Context) error {
+	m.log.Info().Str("event", "upgrade.start").Str("path", m.program).Msg("upgrading in place")
+	err := m.tryUpgrade(ctx)
+	m.noteUpgrade(err)
+	return err
+}
+
+// noteUpgrade counts one that has failed, and says why.
+func (m *master) noteUpgrade(err error) {
+	m.upgrades.mu.Lock()
+	m.upgrades.counts.Failed++
+	m.upgrades.counts.LastFailure = oneLine(err.Error())
+	m.upgrades.mu.Unlock()
+	m.log.Error().Str("event", "upgrade.failed").Str("path", m.program).Err(err).Msg("upgrade failed: rrd goes on as it was")
+}
+
+func (m *master) upgradeCounts() metrics.Upgrades {
+	m.upgrades.mu.Lock()
+	defer m.upgrades.mu.Unlock()
+	return m.upgrades.counts
+}
+
+func (m *master) tryUpgrade(ctx context.Context) error {
+	began := time.Now()
+	if err := canUpgrade(); err != nil {
+		return err
+	}
+	if m.stopping.Load() || m.draining.Load() {
+		return errors.New("rrd is being stopped")
+	}
+	old, err := openImage()
+	if err != nil {
+		return fmt.Errorf("keep the old program: %w", err)
+	}
+	defer old.Close() //nolint:errcheck // read only
+	// First with a copy, while everything goes on.
+	copied, release, err := m.stand(ctx, old)
+	if err != nil {
+		return err
+	}
+	release()
+	if err := m.checkRun(ctx, copied); err != nil {
+		return fmt.Errorf("check run of %s: %w", m.program, err)
+	}
+	state, release, err := m.stand(ctx, old)
+	if err != nil {
+		return err
+	}
+	defer release()
+	state.TookSeconds = time.Since(began).Seconds()
+	file, err := stateFile(state)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	m.sink.flush()
+	return execImage(m.program, m.args0(), m.environ, file, state, "")
+}
+
+// args0 are the words of the command line, the program's name first.
+func (m *master) args0() []string { return append([]string{os.Args[0]}, m.args...) }
+
+// stand brings everything to a stop and writes down what it was. release lets it go
+// on as if nothing had happened.
+func (m *master) stand(ctx context.Context, old handoff.FD) (s *savedMaster, release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
+	defer cancel()
+	if err := m.pool.Freeze(ctx); err != nil {
+		return nil, nil, err
+	}
+	parked, err := m.park(ctx)
+	if err != nil {
+		m.pool.Thaw()
+		return nil, nil, err
+	}
+	release = func() { parked.Resume(); m.pool.Thaw() }
+	s, err = m.save(parked, old)
+	if err != nil {
+		release()
+		return nil, nil, err
+	}
+	return s, release, nil
+}
+
+// park tries again while a listener is being bound or closed, which takes a moment.
+func (m *master) park(ctx context.Context) (*dispatcher.Parked, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		parked, err := m.dispatcher.Park(ctx, m.codec())
+		if !errors.Is(err, dispatcher.ErrBusy) {
+			return parked, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, error) {
+	p, err := m.pool.State()
+	if err != nil {
+		return nil, err
+	}
+	c := m.current()
+	s := &savedMaster{
+		Program: programVersion(), Path: m.program, Args: m.args, Settings: c.written(), Command: c.Command,
+		QueueLimit: c.QueueLimit, RescueLimit: c.RescueLimit,
+		Age: time.Since(m.started), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
+		MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
+		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),
+	}
+	for _, level := range metrics.LogLevels {
+		s.LogCounts[level] = m.logs.Count(level)
+	}
+	m.mu.Lock()
+	s.Announced, s.WasReady = m.announced, make(map[int]bool, len(m.wasReady))
+	for slot, ready := range m.wasReady {
+		s.WasReady[slot] = ready
+	}
+	m.mu.Unlock()
+	if m.metricsLn != nil {
+		if s.Metrics, err = descriptorOf(m.metricsLn); err != nil {
+			return nil, err
+		}
+	}
+	if m.ctl.ln != nil {
+		s.ControlAt, s.ControlMade = m.ctl.ln.Path(), m.ctl.ln.Made()
+		if s.Control, err = descriptorOf(m.ctl.ln); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// descriptorOf lends the descriptor of a listener, which its owner keeps.
+func descriptorOf(ln any) (handoff.FD, error) {
+	sc, ok := ln.(syscall.Conn)
+	if !ok {
+		return handoff.FD{}, fmt.Errorf("a %T has no descriptor", ln)
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return handoff.FD{}, err
+	}
+	var d handoff.FD
+	err = rc.Control(func(fd uintptr) { d = handoff.Own(int(fd)) })
+	return d, err
+}
+
+// checkRun has the new program read configuration and state.
+func (m *master) checkRun(ctx context.Context, s *savedMaster) error {
+	file, err := stateFile(s)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, m.program, append([]string{checkStateArg}, m.args...)...)
+	cmd.Env = m.environ
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	said := lastLine(out)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("no answer within %v", checkLimit)
+	case err != nil && said != "":
+		return fmt.Errorf("%s (%w)", strings.TrimPrefix(said, "rrd: "), err)
+	case err != nil:
+		return err
+	case !strings.HasPrefix(said, checkYes):
+		return fmt.Errorf("it said %q, as no rrd does", said)
+	}
+	return nil
+}
+
+// checkYes begins the last line of a check run that says yes.
+const checkYes = "rrd: state can be read by "
+
+// lastLine is the end of an output, of a bearable length.
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	last := plain(strings.TrimSpace(lines[len(lines)-1]))
+	if len(last) > 500 {
+		last = last[:500]
+	}
+	return last
+}
+
+// checkState is the check run: descriptor 3 is the state.
+func checkState(args, environ []string, stdout, stderr *os.File) int {
+	s, err := readState(3)
+	if err == nil {
+		var c *config
+		if c, _, err = parseConfig(args, environ); err == nil {
+			err = s.agrees(c)
+		}
+		if err == nil {
+			err = s.fits()
+		}
+	}
+	if err != nil {
+		return fail(stderr, exitUsage, err)
+	}
+	fmt.Fprintf(stdout, "%s%s\n", checkYes, programVersion())
+	return exitOK
+}
+
+// fits tries everything of a restoring that touches no descriptor.
+func (s *savedMaster) fits() error {
+	if _, err := pool.Restore(pool.Config{Size: 1, Argv: []string{"check"}}, s.Pool); err != nil {
+		return err
+	}
+	return s.Dispatcher.Check()
+}
+
+// resumed is a new image that has read the state.
+type resumed struct {
+	*savedMaster
+	file   *os.File // the state itself, to hand it back
+	failed string   // why this is the old image again; empty: it is the new one
+}
+
+// resume makes a master of the state. It returns only an exit code, and only if
+// neither this nor the old image can go on.
+func resume(args, environ []string, stdout, stderr *os.File) int {
+	signals := catchSignals()
+	value, _ := lookupVariable(environ, envResume)
+	failed, again := lookupVariable(environ, envResumeFailed)
+	environ = withoutVariables(environ, envResume, envResumeFailed)
+	os.Unsetenv(envResume)
+	os.Unsetenv(envResumeFailed)
+	var stateFD, oldFD, pid int
+	if _, err := fmt.Sscanf(value, "%d:%d:%d", &stateFD, &oldFD, &pid); err != nil || pid != os.Getpid() {
+		return fail(stderr, exitUsage, fmt.Errorf("%s is for rrd's own use and means nothing here: unset it", envResume))
+	}
+	var m *master
+	s, err := readState(stateFD)
+	if err == nil {
+		args = s.Args
+		r := &resumed{savedMaster: s, file: os.NewFile(uintptr(stateFD), "state")}
+		if again {
+			r.failed = failed
+		}
+		m, err = guardedRestore(r, args, environ, stdout, stderr)
+	}
+	if err == nil {
+		return m.runResumed(signals, stderr)
+	}
+	if again {
+		return fail(stderr, exitFailure, fmt.Errorf("go back to the old program: %w", err))
+	}
+	fmt.Fprintf(stderr, "rrd: upgrade failed, going back: %s\n", oneLine(err.Error()))
+	err = execBack(stateFD, oldFD, append([]string{os.Args[0]}, args...), environ, s, err)
+	return fail(stderr, exitFailure, fmt.Errorf("go back to the old program: %w", err))
+}
+
+// guardedRestore is restoreMaster that panics for nobody.
+func guardedRestore(r *resumed, args, environ []string, stdout, stderr *os.File) (m *master, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v at %s", p, panicPlace(debug.Stack()))
+		}
+	}()
+	return restoreMaster(r, args, environ, stdout, stderr)
+}
+
+// panicPlace is the line of a stack that names where it panicked.
+func panicPlace(stack []byte) string {
+	lines := strings.Split(string(stack), "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, "panic(") && i+3 < len(lines) {
+			return strings.TrimSpace(lines[i+3])
+		}
+	}
+	return "?"
+}
+
+func withoutVariables(environ []string, names ...string) (out []string) {
+next:
+	for _, kv := range environ {
+		for _, name := range names {
+			if strings.HasPrefix(kv, name+"=") {
+				continue next
+			}
+		}
+		out = append(out, kv)
+	}
+	return out
+}

@@ -1,0 +1,134 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"rrd/cmd/internal/control"
+	"rrd/dispatcher"
+	"rrd/worker/pool"
+)
+
+// restoreFault is set by the linker in tests of what a new program that cannot restore
+// the state is answered with.
+var restoreFault string
+
+// restoreMaster makes the rooms from a state. Until the dispatcher is made, which is
+// last, nothing that an older image needs is closed or changed.
+func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) (*master, error) {
+	c, err := r.config(environ)
+	if err != nil {
+		return nil, err
+	}
+	if err := pool.CloseOnExecAll(); err != nil {
+		return nil, err
+	}
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2) // see runMaster
+	}
+	m := newMaster(c, args, environ, stdout, stderr)
+	m.started = time.Now().Add(-r.Age)
+	m.program = r.Path
+	m.listeners, m.metricsAt = r.Listeners, r.MetricsAt
+	m.resumed = r
+	m.restoreCounts(r.savedMaster)
+	if m.pool, err = pool.Restore(m.poolConfig(environ), r.Pool); err != nil {
+		return nil, err
+	}
+	if r.Metrics.Valid() {
+		f, err := duplicate(r.Metrics, "metrics")
+		if err != nil {
+			return nil, fmt.Errorf("metrics listener: %w", err)
+		}
+		m.metricsLn, err = net.FileListener(f)
+		_ = f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("metrics listener: %w", err)
+		}
+	}
+	if r.Control.Valid() {
+		f, err := duplicate(r.Control, "control")
+		if err != nil {
+			return nil, fmt.Errorf("control socket: %w", err)
+		}
+		m.ctl.ln, err = control.Inherit(f, r.ControlAt, r.ControlMade, c.ControlUIDs)
+		_ = f.Close()
+		if err != nil {
+			return nil, err
+		}
+		m.ctl.at = r.ControlAt
+	}
+	if restoreFault != "" && r.failed == "" {
+		panic(restoreFault)
+	}
+	if m.dispatcher, err = dispatcher.Restore(m.dispatcherConfig(), r.Dispatcher, m.codec()); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *master) restoreCounts(s *savedMaster) {
+	if level, err := zerolog.ParseLevel(s.LogLevel); err == nil {
+		m.ctl.gate.set(level)
+	}
+	for level, n := range s.LogCounts {
+		m.logs.Add(level, n)
+	}
+	for _, r := range s.Requests {
+		m.ctl.counts[controlRequest{r.Command, r.Result}] = r.Count
+	}
+	m.reloads.ok, m.reloads.failed = s.Reloads.OK, s.Reloads.Failed
+	m.reloads.lastOK, m.reloads.lastFailure = s.Reloads.LastSuccess, s.Reloads.LastFailure
+	m.upgrades.counts = s.Upgrades
+	m.saidSilent.Store(s.SaidSilent)
+	m.announced = s.Announced
+	for slot, ready := range s.WasReady {
+		m.wasReady[slot] = ready
+	}
+}
+
+// runResumed goes on where the image before has stopped.
+func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
+	defer m.sink.close()
+	defer m.closeDispatcher()
+	r := m.resumed
+	// What the other image would have needed.
+	_, _, _ = r.Metrics.Close(), r.Control.Close(), r.OldImage.Close()
+	_ = r.file.Close()
+	if r.failed != "" {
+		m.noteUpgrade(fmt.Errorf("%s", r.failed))
+	} else {
+		m.upgrades.mu.Lock()
+		m.upgrades.counts.OK++
+		m.upgrades.counts.LastFailure = ""
+		m.upgrades.mu.Unlock()
+		m.log.Info().Str("event", "upgrade.done").Str("from", r.Program).Str("to", programVersion()).Str("path", m.program).
+			Float64("duration_s", r.TookSeconds).Msg("upgraded in place")
+	}
+	serveMetrics := func(context.Context) {}
+	if m.metricsLn != nil {
+		serveMetrics = m.metricsServer(m.metricsLn)
+	}
+	serveControl := func(context.Context) {}
+	if m.ctl.ln != nil {
+		serveControl = m.controlServer(m.ctl.ln)
+	}
+	return m.serve(serveMetrics, serveControl, signals, false, stderr)
+}
+
+// programVersion is what this program calls itself.
+func programVersion() string {
+	b := buildInfo()
+	if b.Revision != "" {
+		return b.Version + " " + b.Revision
+	}
+	return b.Version
+}
