@@ -14,7 +14,7 @@ import (
 var workerColumns = []column{
 	{title: "SLOT", right: true},
 	{title: "PID", right: true},
-	{title: "GEN", right: true, drop: 5},
+	{title: "GEN", right: true, drop: 9},
 	{title: "STATE", least: 9}, // so that most changes of state move nothing
 	{title: "UPTIME", right: true, drop: 1},
 	{title: "CONN/S", right: true, drop: 2, rare: true}, // top only
@@ -28,7 +28,7 @@ var workerColumns = []column{
 	{title: "CPU", right: true, drop: 8, rare: true},
 	{title: "RSS", right: true, drop: 4, rare: true},
 	{title: "FDS", right: true, drop: 11, rare: true},
-	{title: "BEAT", right: true, drop: 9, rare: true},
+	{title: "BEAT", right: true, drop: 5, rare: true}, // who has stopped shows here first
 	{title: "LAST EXIT", drop: 12, rare: true},
 }
 
