@@ -390,7 +390,7 @@ func (w *twins) restore() {
 func TestRestoredConverses(t *testing.T) {
 	leakcheck.Check(t)
 	met := map[string]bool{}
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { walk(t, seed, met) })
 	}
 	for what, is := range met {
@@ -422,7 +422,11 @@ func walk(t *testing.T, seed uint64, met map[string]bool) {
 			w.restore()
 		}
 	}
-	// The worker dies, with something still to be sent or to be read.
+	// The worker dies, with something still to be sent or to be read, such as
+	// shared sockets once more.
+	w.pend = append(append(w.pend, '\n'), strings.Repeat(nack, int(seed%4))...)
+	w.workerSays(len(w.pend))
+	w.hear()
 	for _, l := range w.links {
 		_ = l.end.Close()
 	}
