@@ -175,7 +175,7 @@ func (l *loop) restoreListeners(s *State) error {
 }
 
 func restoreSocket(k *savedSocket) *socket {
-	s := &socket{fd: k.FD, network: k.Network, addr: k.Addr}
+	s := &socket{fd: k.FD, network: k.Network, addr: k.Addr, kept: k.Kept}
 	if k.Path != "" {
 		s.file = &socketFile{path: k.Path, dev: k.Dev, ino: k.Ino, rights: k.Rights}
 	}

@@ -98,6 +98,7 @@ type savedSocket struct {
 	Path     string // of the file to be removed with it
 	Dev, Ino uint64
 	Rights   *Rights
+	Kept     bool
 	Slot     int // reuseport
 	Taken    bool
 	Retiring bool
@@ -353,7 +354,7 @@ func (l *loop) saveListener(ln *listener) savedListener {
 }
 
 func saveSocket(s *socket) savedSocket {
-	out := savedSocket{FD: s.fd, Network: s.network, Addr: s.addr}
+	out := savedSocket{FD: s.fd, Network: s.network, Addr: s.addr, Kept: s.kept}
 	if f := s.file; f != nil {
 		out.Path, out.Dev, out.Ino, out.Rights = f.path, f.dev, f.ino, f.rights
 	}

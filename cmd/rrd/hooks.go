@@ -79,10 +79,13 @@ type hookRunner struct {
 	// start forks: as PID 1 the pool must know of each child.
 	start func(fork func() (*os.Process, error)) (*os.Process, func(), error)
 
+	// busy is held for reading by who runs a hook, and by an upgrade, which would
+	// leave it without a parent that knows it.
+	busy sync.RWMutex
+
 	mu      sync.Mutex
 	waiting []hookRun
 	closed  bool
-	lost    int
 	wakeC   chan struct{} // a token
 }
 
@@ -121,6 +124,8 @@ func (r *hookRunner) run(ctx context.Context, h hookRun) error {
 }
 
 func (r *hookRunner) runQuietly(ctx context.Context, h hookRun) error {
+	r.busy.RLock()
+	defer r.busy.RUnlock()
 	if h.timeout != off {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("it was killed after --hook-timeout %v", h.timeout))
@@ -249,6 +254,31 @@ func (r *hookRunner) serve(ctx context.Context) {
 			case <-r.wakeC:
 			case <-ctx.Done():
 			}
+		}
+	}
+}
+
+// holdPoll is how often hold looks again.
+const holdPoll = 10 * time.Millisecond
+
+// hold waits until no hook runs or waits, and keeps it so until release is called.
+func (r *hookRunner) hold(ctx context.Context) (release func(), err error) {
+	tick := time.NewTicker(holdPoll)
+	defer tick.Stop()
+	for {
+		if r.busy.TryLock() {
+			r.mu.Lock()
+			none := len(r.waiting) == 0
+			r.mu.Unlock()
+			if none {
+				return r.busy.Unlock, nil
+			}
+			r.busy.Unlock()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("a hook is running: %w", ctx.Err())
 		}
 	}
 }

@@ -29,6 +29,9 @@ const (
 	extendBy    = 15 * time.Second
 	// maxStatus bounds the line; a datagram is bounded too.
 	maxStatus = 500
+	// maxNotices bounds what waits for a service manager that does not read; more is
+	// left out.
+	maxNotices = 256
 )
 
 // notice is one datagram.
@@ -73,13 +76,13 @@ func (n *notifier) say(list ...notice) {
 }
 
 func (n *notifier) sayLocked(list ...notice) {
-	if n.closed {
-		for _, x := range list {
+	for _, x := range list {
+		if n.closed || len(n.queue) >= maxNotices {
 			x.close()
+			continue
 		}
-		return
+		n.queue = append(n.queue, x)
 	}
-	n.queue = append(n.queue, list...)
 	n.wake()
 }
 
@@ -104,11 +107,8 @@ func (n *notifier) deliver() {
 		n.queue = nil
 		n.mu.Unlock()
 		for _, x := range list {
-			if err := n.send(x); err != nil {
-				n.note(err)
-				closed = closed && !os.IsTimeout(err) // nobody reads: the end is not to wait for that
-			} else {
-				n.note(nil)
+			if !n.abandoned() {
+				n.note(n.send(x))
 			}
 			x.close()
 		}
@@ -116,6 +116,14 @@ func (n *notifier) deliver() {
 			return
 		}
 	}
+}
+
+// abandoned says whether the end would wait for a service manager that cannot be told
+// anything.
+func (n *notifier) abandoned() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.closed && n.failed
 }
 
 // note tells the first of a row of failures.

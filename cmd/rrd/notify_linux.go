@@ -43,17 +43,29 @@ func sendNotice(address string, x notice) error {
 		_, err = conn.Write([]byte(x.text))
 		return err
 	}
-	raw, err := x.file.SyscallConn()
+	file, err := x.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}
-	// Control, for Fd would make the listener wait in accept(2).
-	var werr error
-	err = raw.Control(func(fd uintptr) {
-		_, _, werr = conn.WriteMsgUnix([]byte(x.text), syscall.UnixRights(int(fd)), nil)
-	})
-	if err == nil {
-		err = werr
+	socket, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("notify: %w", err)
 	}
-	return err
+	// Control, for Fd would make the listener wait in accept(2). By hand, for package net
+	// sends no messages with descriptors on a connected datagram socket.
+	var serr error
+	cerr := file.Control(func(fd uintptr) {
+		rights := syscall.UnixRights(int(fd))
+		err = socket.Write(func(to uintptr) (done bool) {
+			serr = syscall.Sendmsg(int(to), []byte(x.text), rights, nil, syscall.MSG_NOSIGNAL)
+			return serr != syscall.EAGAIN && serr != syscall.EINTR
+		})
+	})
+	switch {
+	case cerr != nil:
+		return fmt.Errorf("notify: %w", cerr)
+	case err != nil:
+		return fmt.Errorf("notify: %w", err)
+	}
+	return os.NewSyscallError("sendmsg", serr)
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -166,15 +167,21 @@ func (m *master) args0() []string { return append([]string{os.Args[0]}, m.args..
 func (m *master) stand(ctx context.Context, old handoff.FD) (s *savedMaster, release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
 	defer cancel()
+	hooks, err := m.hooks.hold(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := m.pool.Freeze(ctx); err != nil {
+		hooks()
 		return nil, nil, err
 	}
 	parked, err := m.park(ctx)
 	if err != nil {
 		m.pool.Thaw()
+		hooks()
 		return nil, nil, err
 	}
-	release = func() { parked.Resume(); m.pool.Thaw() }
+	release = func() { parked.Resume(); m.pool.Thaw(); hooks() }
 	s, err = m.save(parked, old)
 	if err != nil {
 		release()
@@ -266,8 +273,18 @@ func (m *master) checkRun(ctx context.Context, s *savedMaster) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	said := lastLine(out)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	_, forget, err := m.hooks.start(func() (*os.Process, error) {
+		err := cmd.Start()
+		return cmd.Process, err
+	})
+	if err != nil {
+		return err
+	}
+	err = cmd.Wait()
+	forget()
+	said := lastLine(out.Bytes())
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("no answer within %v", checkLimit)

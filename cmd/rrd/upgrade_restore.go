@@ -43,6 +43,7 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 	if m.pool, err = pool.Restore(m.poolConfig(environ), r.Pool); err != nil {
 		return nil, err
 	}
+	m.hooks.start = m.pool.StartOther
 	if r.Metrics.Valid() {
 		f, err := duplicate(r.Metrics, "metrics")
 		if err != nil {

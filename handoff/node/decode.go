@@ -238,6 +238,9 @@ func (c *Conn) heedLeaving(f *handoff.Frame, m message) (bool, error) {
 	if !ok {
 		return false, ErrLine
 	}
+	if len(c.mayLeave) == maxAsked {
+		return false, ErrAsks
+	}
 	c.mayLeave = append(c.mayLeave, seq)
 	if err := c.letLeave(); c.bye || err != nil {
 		return false, err

@@ -130,7 +130,8 @@ func TestLongMessageTakesConstantMemory(t *testing.T) {
 		}
 	}
 	runtime.ReadMemStats(&after)
-	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10 {
+	// A message that was kept would take 3 MiB; what the runtime does meanwhile counts too.
+	if n := after.TotalAlloc - before.TotalAlloc; n > 256<<10 {
 		t.Errorf("%d bytes allocated for one message of 3 MiB", n)
 	}
 	wantFrames(t, "its end", l.heard(`"`+"\n"+listening), handoff.Frame{Type: handoff.Ready})

@@ -147,6 +147,8 @@ func (c *Conn) sendAgain() {
 			}
 			if err != nil {
 				c.giveUp(s)
+			} else {
+				c.next++ // no handoff is to have the same number
 			}
 		} else {
 			_ = s.fd.Close()
