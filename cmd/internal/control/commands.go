@@ -95,8 +95,8 @@ type SignalArgs struct {
 	All    bool   `json:"all,omitempty"`
 }
 
-// ReloadArgs are those of reload. Without Wait the result comes when the new
-// configuration was accepted, with it when all workers are rolled.
+// ReloadArgs are those of reload. In this version the result comes when all
+// workers are rolled, whatever Wait says.
 type ReloadArgs struct {
 	Wait bool `json:"wait,omitempty"`
 }
