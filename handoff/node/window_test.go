@@ -128,7 +128,7 @@ func TestLostSharedSocket(t *testing.T) {
 		t.Errorf("%d descriptors", len(l.got))
 	}
 	wantFrames(t, "lost", l.heard(nack, nack), handoff.Frame{Type: handoff.Leave, Listener: 7})
-	wantLines(t, "given up", l.read(), `{"cmd":"NODE_CLUSTER","errno":-24,"key":"0","ack":1,"data":null,"seq":1}`)
+	wantLines(t, "given up", l.read(), `{"cmd":"NODE_CLUSTER","errno":-24,"key":"0","ack":1,"data":null,"seq":4}`)
 	wantFrames(t, "it never had it", l.heard(closes("7"), handleAck))
 	l.closeGot()
 	l.shares(2, 7, d) // it may try again
