@@ -29,7 +29,7 @@ test: UNITFLAGS = -short
 test: setup format vet windows lint build unit race bench-once fuzz-short e2e ## all of what CI runs: from setup to e2e, as listed here
 
 setup: ## install what the tests need (Debian, as root), or say what is missing
-	@.ci/setup gcc libc6-dev strace curl python3 nodejs npm
+	@.ci/setup gcc libc6-dev strace curl python3 nodejs npm systemd
 	@$(MAKE) --no-print-directory $(PROGRAMS)
 
 format: $(LINT) ## fail if gofmt or goimports would change a file (fmt changes it)
