@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"rrd/handoff"
 )
 
 // ErrClosed is returned by every method after Close, or once the loop has
@@ -167,6 +169,21 @@ func (d *Dispatcher) Add(w Worker) error {
 // when it has.
 func (d *Dispatcher) Drain(worker uint64) error {
 	return d.do(context.Background(), func(l *loop) { l.drain(worker) })
+}
+
+// Dump asks a worker to write what it is doing to its stderr; see handoff.Dump.
+func (d *Dispatcher) Dump(worker uint64) error {
+	known := false
+	err := d.do(context.Background(), func(l *loop) {
+		if k := l.byID[worker]; k != nil && k.spoke && !k.gone {
+			known = true
+			l.say(k, handoff.Frame{Type: handoff.Dump}, handoff.FD{})
+		}
+	})
+	if err == nil && !known {
+		err = fmt.Errorf("dump worker %d: it does not speak on its channel", worker)
+	}
+	return err
 }
 
 // Disown says that the process that was started is dead while the one that reads

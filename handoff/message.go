@@ -27,6 +27,7 @@ const (
 	Listening Type = 3 // answer to Listen: Seq as asked, Arg errno, Listener, Flags; payload
 	Drain     Type = 4 // nothing new; finish, then Drained
 	Ping      Type = 5 // Seq; answered by Pong
+	Dump      Type = 6 // what the process is doing, to its stderr; no answer
 
 	Ready   Type = 16 // once: the first Accept; handoffs may come; Flags ReadyTouches
 	Ack     Type = 17 // Seq: this worker serves it; before its first byte is read or written
@@ -50,7 +51,7 @@ func (t Type) String() string {
 }
 
 var typeNames = [...]string{
-	Hello: "HELLO", Handoff: "HANDOFF", Listening: "LISTENING", Drain: "DRAIN", Ping: "PING",
+	Hello: "HELLO", Handoff: "HANDOFF", Listening: "LISTENING", Drain: "DRAIN", Ping: "PING", Dump: "DUMP",
 	Ready: "READY", Ack: "ACK", Reject: "REJECT", Again: "AGAIN", Listen: "LISTEN", Leave: "LEAVE",
 	Drained: "DRAINED", Pong: "PONG", Bye: "BYE", Touched: "TOUCHED", Closed: "CLOSED", Health: "HEALTH",
 }

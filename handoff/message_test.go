@@ -174,7 +174,7 @@ func TestDecodeIgnoresWhatLaterVersionsMayUse(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for typ, want := range map[Type]string{Hello: "HELLO", Closed: "CLOSED", Health: "HEALTH", 0: "UNKNOWN", 6: "UNKNOWN", 28: "UNKNOWN", 255: "UNKNOWN"} {
+	for typ, want := range map[Type]string{Hello: "HELLO", Closed: "CLOSED", Health: "HEALTH", 0: "UNKNOWN", 7: "UNKNOWN", 28: "UNKNOWN", 255: "UNKNOWN"} {
 		if got := typ.String(); got != want {
 			t.Errorf("type %d is %s, want %s", typ, got, want)
 		}

@@ -73,6 +73,7 @@ func fullSnapshot() *Snapshot {
 		QueueLimit: 4096,
 		Desired:    2,
 		Reloads:    Reloads{OK: 6, Failed: 1, LastSuccess: time.Unix(1600000000, 0).UTC(), LastFailure: "no"},
+		Upgrades:   Upgrades{OK: 2, Failed: 3, LastFailure: "no"},
 		Control:    []ControlRequests{{Command: "status", Result: "ok", Count: 9}},
 		Listeners: []Listener{
 			{
@@ -118,6 +119,8 @@ func TestExporterEmitsEverySample(t *testing.T) {
 		`rrd_workers{state="backoff"}`:                             1,
 		`rrd_reloads_total{kind="config",result="ok"}`:             6,
 		`rrd_reloads_total{kind="config",result="error"}`:          1,
+		`rrd_reloads_total{kind="upgrade",result="ok"}`:            2,
+		`rrd_reloads_total{kind="upgrade",result="error"}`:         3,
 		"rrd_config_last_reload_successful":                        0,
 		"rrd_config_last_reload_success_timestamp_seconds":         1.6e9,
 		`rrd_control_requests_total{command="status",result="ok"}`: 9,

@@ -218,9 +218,6 @@ func TestResizeUnderLoad(t *testing.T) {
 func TestOtherSignals(t *testing.T) {
 	t.Parallel()
 	m := rr(t, 2)
-	m.Signal(syscall.SIGHUP)
-	m.Signal(syscall.SIGUSR2)
-	m.WaitFrom(0, 2, harness.Named("signal.unsupported"))
 	m.Signal(syscall.SIGUSR1)
 	m.WaitFrom(0, 2, harness.Named("dump.worker"))
 	e := m.Wait(harness.Named("dump.listener"))

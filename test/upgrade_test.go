@@ -367,3 +367,22 @@ func TestUpgradeWithNodeWorkers(t *testing.T) {
 		}
 	}
 }
+
+// rrdctl waits for the new program to answer, and tells why an upgrade failed.
+func TestControlUpgrade(t *testing.T) {
+	t.Parallel()
+	second := buildVersion(t, "v2")
+	u := startUpgradable(t, harness.Options{Control: true, Args: []string{"--workers", "2"}})
+	u.install(second)
+	if out := done(t, u.Master, "upgrade"); !strings.HasPrefix(out, "upgraded: version v2, process ") {
+		t.Errorf("%q", out)
+	}
+	if out := done(t, u.Master, "status"); !strings.Contains(out, "v2") {
+		t.Error(out)
+	}
+	u.installBad("exit")
+	refused(t, u.Master, 1, "exit status 7", "upgrade")
+	u.install(second)
+	done(t, u.Master, "upgrade")
+	u.AllReady()
+}

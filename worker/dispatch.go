@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -38,10 +39,30 @@ func (ch *channel) dispatchLocked() {
 			ch.drainLocked()
 		case handoff.Ping:
 			ch.sayNowLocked(handoff.Frame{Type: handoff.Pong, Seq: f.Seq})
+		case handoff.Dump:
+			go dumpStacks() // not waited for: it ends with its write
 		}
 		// A frame of a later version is none of ours.
 	}
 	m.Close() // surplus descriptors
+}
+
+// maxStacks bounds how much is written of a process with very many goroutines.
+const maxStacks = 16 << 20
+
+// dumpStacks writes the stacks of all goroutines to stderr.
+func dumpStacks() {
+	buf := make([]byte, 64<<10)
+	for {
+		n := runtime.Stack(buf, true)
+		if n < len(buf) || len(buf) >= maxStacks {
+			buf = buf[:n]
+			break
+		}
+		buf = make([]byte, 2*len(buf))
+	}
+	// Who reads it may be gone: nothing depends on it.
+	_, _ = fmt.Fprintf(os.Stderr, "goroutines of process %d, asked for by rrd:\n%s\n", os.Getpid(), buf)
 }
 
 // handedOffLocked queues a connection or rejects it.

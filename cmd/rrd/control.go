@@ -50,9 +50,6 @@ type operator interface {
 	CheckConfig(path string) (control.Config, error)
 }
 
-// errNotYet is for what the protocol has and this rrd has not.
-var errNotYet = control.Errorf(control.CodeUnknown, "not in this version")
-
 // controlHandler answers the requests of the control socket.
 type controlHandler struct{ op operator }
 

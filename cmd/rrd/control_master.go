@@ -194,9 +194,25 @@ func (m *master) Upgrade(ctx context.Context, _ func(any)) error {
 	return err
 }
 
-// What the protocol has and this version has not.
-
-func (m *master) Dump(int) (string, error) { return "", errNotYet }
+// Dump has a worker write its stacks, which land where its stderr does.
+func (m *master) Dump(slot int) (string, error) {
+	if m.cfg.node() {
+		return "", control.Errorf(control.CodeRefused, "Node workers have no such message: use --inspect of Node, or workers signal USR1")
+	}
+	for _, s := range m.pool.Snapshot().Slots {
+		if s.Slot != slot {
+			continue
+		}
+		if s.PID == 0 || !s.Native {
+			return "", control.Errorf(control.CodeRefused, "slot %d has no worker that speaks rrd's protocol", slot)
+		}
+		if err := m.dispatcher.Dump(s.ID); err != nil {
+			return "", control.Errorf(control.CodeFailed, "slot %d: %v", slot, err)
+		}
+		return fmt.Sprintf("slot %d: process %d writes its stacks to its stderr", slot, s.PID), nil
+	}
+	return "", control.Errorf(control.CodeRefused, "there is no slot %d", slot)
+}
 
 // drainPoll is how often it is looked whether connections are still open.
 const drainPoll = 50 * time.Millisecond

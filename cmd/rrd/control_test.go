@@ -95,13 +95,13 @@ func (o *fakeOperator) Signal(slot int, sig syscall.Signal) error { return o.act
 func (o *fakeOperator) Restart(slot int) error                    { return o.act("restart", slot) }
 func (o *fakeOperator) DrainSlot(slot int) error                  { return o.act("drain", slot) }
 func (o *fakeOperator) UndrainSlot(slot int) error                { return o.act("undrain", slot) }
-func (o *fakeOperator) Dump(int) (string, error)                  { return "", errNotYet }
-func (o *fakeOperator) Undrain() error                            { return errNotYet }
+func (o *fakeOperator) Dump(int) (string, error)                  { return "", errNone }
+func (o *fakeOperator) Undrain() error                            { return errNone }
 func (o *fakeOperator) Reload(_ context.Context, progress func(any)) error {
 	progress(control.SlotEvent{Slot: 0, State: "started"})
 	return o.act("reload", 0)
 }
-func (o *fakeOperator) Upgrade(context.Context, func(any)) error { return errNotYet }
+func (o *fakeOperator) Upgrade(context.Context, func(any)) error { return errNone }
 func (o *fakeOperator) Drain(context.Context) (control.Drained, error) {
 	return control.Drained{Open: 1}, nil
 }
@@ -153,9 +153,9 @@ func TestControlArgs(t *testing.T) {
 		{"workers.signal", `{"signal":"HUP"}`, `usage: args need either "slot" or "all"`},
 		{"workers.signal", `{"signal":"HUP","slot":0,"all":true}`, `usage: args need either "slot" or "all"`},
 		{"workers.signal", `{"signal":"9","all":true}`, `usage: signal: "9" is not one of ABRT, ALRM, CONT, HUP, INT, KILL, QUIT, STOP, TERM, TTIN, TTOU, USR1, USR2, WINCH`},
-		{"workers.dump", `{"slot":0}`, "unknown: not in this version"},
-		{"upgrade", "", "unknown: not in this version"},
-		{"undrain", "", "unknown: not in this version"},
+		{"workers.dump", `{"slot":0}`, "refused: none here"},
+		{"upgrade", "", "refused: none here"},
+		{"undrain", "", "refused: none here"},
 		{"log.level", `{"level":"loud"}`, `usage: level: "loud" is not one of debug, info, warn, error`},
 		{"config.check", `{"path":"rrd.toml"}`, `usage: path: "rrd.toml" is not absolute`},
 		{"config.check", `{"path":"/rrd.toml"}`, "failed: /rrd.toml:1: wrong"},
@@ -573,3 +573,6 @@ func TestControlDenied(t *testing.T) {
 		}
 	})
 }
+
+// errNone is what the fake operator refuses with.
+var errNone = control.Errorf(control.CodeRefused, "none here")
