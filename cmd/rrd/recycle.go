@@ -3,11 +3,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,8 +96,10 @@ func newRecycler(jitter func() float64) *recycler {
 	return &recycler{jitter: jitter, factor: make(map[uint64]float64), retry: make(map[int]time.Time), pause: make(map[int]time.Duration)}
 }
 
-// next returns the first worker that has had enough, and of what; "": none has.
+// next returns the worker that has had enough, and of what; "": none has. Of several it
+// is the one that was started first, so that none has to wait for ever.
 func (r *recycler) next(now time.Time, c *config, list []candidate) (slot int, reason string) {
+	slices.SortFunc(list, func(a, b candidate) int { return cmp.Compare(a.id, b.id) })
 	known := make(map[uint64]float64, len(list))
 	for _, w := range list {
 		f, ok := r.factor[w.id]
