@@ -1,0 +1,115 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rrd/cmd/internal/control"
+)
+
+// duckOf is a master that can only leave rotation.
+func duckOf(wait time.Duration) *master {
+	return &master{cfg: &config{LameDuck: wait}, duck: newLameDuck()}
+}
+
+func TestLameDuckWaits(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		wait, took time.Duration
+		do         func(m *master, cancel func()) // after 1 s
+		drains     bool
+	}{
+		{"off", off, 0, nil, true},
+		{"until it is over", 5 * time.Second, 5 * time.Second, nil, true},
+		{"until it is called back", 5 * time.Second, time.Second, func(m *master, _ func()) {
+			if err := m.Undrain(); err != nil {
+				panic(err)
+			}
+		}, false},
+		{"until it is cut short", 5 * time.Second, time.Second, func(_ *master, cancel func()) { cancel() }, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m := duckOf(tt.wait)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			began := time.Now()
+			since, backC, first := m.leave(true)
+			if !first || !m.draining.Load() || !m.stopping.Load() {
+				t.Errorf("%s: first %v", tt.name, first)
+			}
+			if tt.do != nil {
+				timer := time.AfterFunc(time.Second, func() { tt.do(m, cancel) })
+				defer timer.Stop()
+			}
+			drains := m.waddle(ctx, since, backC)
+			if took := time.Since(began); drains != tt.drains || took != tt.took || m.duck.drains() != drains {
+				t.Errorf("%s: after %v drains %v", tt.name, took, drains)
+			}
+		})
+	}
+}
+
+// Who asks later waits for what is left, and somebody who has been a lame duck for long
+// enough for nothing.
+func TestLameDuckCountsFromTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := duckOf(5 * time.Second)
+		if _, _, first := m.leave(false); !first || m.stopping.Load() {
+			t.Error("WINCH stops")
+		}
+		time.Sleep(3 * time.Second)
+		began := time.Now()
+		since, backC, first := m.leave(true)
+		if !first {
+			t.Error("a stop is not the first stop")
+		}
+		if !m.waddle(t.Context(), since, backC) || time.Since(began) != 2*time.Second {
+			t.Errorf("after %v", time.Since(began))
+		}
+		if _, _, first := m.leave(true); first {
+			t.Error("the second stop is the first")
+		}
+	})
+}
+
+func TestUndrain(t *testing.T) {
+	refused := func(t *testing.T, m *master, says string) {
+		t.Helper()
+		err := m.Undrain()
+		var e *control.Error
+		if !errors.As(err, &e) || e.Code != control.CodeRefused || !strings.Contains(e.Text, says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m := duckOf(5 * time.Second)
+		refused(t, m, "not draining")
+		for range 2 { // any number of times
+			_, backC, first := m.leave(true)
+			if err := m.Undrain(); err != nil || !first || m.draining.Load() || m.stopping.Load() {
+				t.Errorf("%v, first %v", err, first)
+			}
+			if _, open := <-backC; open {
+				t.Error("nobody was called back")
+			}
+			refused(t, m, "not draining")
+		}
+		// Called back between its wish and its turn.
+		since, backC, _ := m.leave(true)
+		if err := m.Undrain(); err != nil {
+			t.Error(err)
+		}
+		if m.waddle(t.Context(), since, backC) {
+			t.Error("it drains")
+		}
+		m.leave(true)
+		m.duck.noWayBack()
+		refused(t, m, "only a restart")
+	})
+}
