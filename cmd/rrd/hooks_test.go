@@ -117,7 +117,7 @@ func TestHookIsKilledWithItsGroup(t *testing.T) {
 	ended := make(chan error, 1)
 	h := hookRun{hook: "x", command: "exec 3>" + fifo + "; sleep 1000 & wait", timeout: off, worker: -1}
 	go func() { ended <- r.run(ctx, h) }() // waited for below
-	f, err := os.Open(fifo) // waits for the hook
+	f, err := os.Open(fifo)                // waits for the hook
 	if err != nil {
 		t.Fatal(err)
 	}
