@@ -75,11 +75,15 @@ type fakeProcess struct {
 	deaf   bool // to signals but KILL
 	frozen bool // to KILL too
 	exited bool
+	reaped bool
 }
 
 func (f *fakeProcess) pid() int { return f.number }
 
 func (f *fakeProcess) signal(sig syscall.Signal) error {
+	if f.isReaped() {
+		return os.ErrProcessDone
+	}
 	f.w.tellf("pid %d gets %v", f.number, sig)
 	f.mu.Lock()
 	deaf := f.deaf
@@ -91,6 +95,9 @@ func (f *fakeProcess) signal(sig syscall.Signal) error {
 }
 
 func (f *fakeProcess) kill() {
+	if f.isReaped() {
+		return
+	}
 	f.w.tellf("pid %d killed", f.number)
 	f.mu.Lock()
 	frozen := f.frozen
@@ -109,7 +116,19 @@ func (f *fakeProcess) await(ctx context.Context) bool {
 	}
 }
 
-func (f *fakeProcess) reap() exitStatus { return f.status }
+func (f *fakeProcess) reap() exitStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reaped = true
+	return f.status
+}
+
+// isReaped: nothing reaches it any more.
+func (f *fakeProcess) isReaped() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reaped
+}
 
 func (f *fakeProcess) exit(status exitStatus) {
 	f.mu.Lock()

@@ -119,13 +119,14 @@ func (p *Pool) awaitLeader(pr *proc) bool {
 		return false
 	}
 	p.inbox.post(func() {
-		pr.reaping = true
-		close(pr.reapC)
+		if p.procs[pr.w.ID] == pr {
+			pr.reaping = true
+			close(pr.reapC)
+		}
 	})
 	select {
 	case <-pr.reapC:
-	case <-p.lifeCtx.Done():
-		pr.p.reap() // nobody asks any more
+	case <-p.lifeCtx.Done(): // it ended just when it was left behind
 		return false
 	}
 	status := pr.p.reap()
