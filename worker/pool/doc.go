@@ -45,6 +45,12 @@
 // drains, as one of the older processes of its slot. A successor that fails stops the
 // roll, and what was replaced is put back in the same way (roll.go has the states).
 //
+// # Upgrades
+//
+// Freeze brings the pool to a stand, State writes down what it knows, and Restore makes
+// another of it in a new image of the same process, which adopts the children. What a
+// frozen pool is told is kept as data and crosses too (freeze.go, state.go, adopt.go).
+//
 // # Processes
 //
 // Each worker leads its own process group. TERM and the like go to the leader, for a
