@@ -164,6 +164,7 @@ func (p *Pool) succeed(pr *proc) {
 		p.start(s, StartScale)
 	case p.booting:
 		p.failBoot(pr)
+	case p.roll.putsBack(s): // whatever the restart policy
 	case pr.requested:
 		p.start(s, StartRecycle)
 	case p.cfg.Restart == RestartNever || p.cfg.Restart == RestartOnFailure && pr.ended && pr.exit.clean():

@@ -194,6 +194,9 @@ func (p *Pool) Run(ctx context.Context) error {
 		f()
 	}
 	p.endFreeze(ErrStopping)
+	if p.roll != nil { // one of those
+		p.endRoll(ErrStopping)
+	}
 	p.phaseMu.Unlock()
 	p.tasks.Wait()
 	p.strays.close()

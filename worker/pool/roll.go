@@ -147,7 +147,7 @@ func (p *Pool) advanceRoll(now time.Time) {
 	if r.canary && len(r.active) == 0 && len(r.replaced) > 0 {
 		r.canary = false
 	}
-	for len(r.queue) > 0 && len(r.active) < max(r.cfg.Surge, 1) && !(r.canary && len(r.replaced) > 0) {
+	for n := len(r.queue); n > 0 && len(r.active) < max(r.cfg.Surge, 1) && !(r.canary && len(r.replaced) > 0); n-- {
 		s := r.queue[0]
 		r.queue = r.queue[1:]
 		switch {
@@ -156,9 +156,6 @@ func (p *Pool) advanceRoll(now time.Time) {
 			s.tmpl = r.to
 		case s.next != nil || s.nextSpawning: // one that was given up is still being spawned
 			r.queue = append(r.queue, s)
-			if len(r.queue) == 1 {
-				return
-			}
 		default:
 			r.active = append(r.active, s)
 			r.tell(p, RollEvent{Slot: s.index, Step: RollStarted})
@@ -294,6 +291,9 @@ func (r *roll) tell(p *Pool, e RollEvent) {
 		p.hooks.post(func() { progress(e) })
 	}
 }
+
+// putsBack says whether the roll is going to start s again by itself.
+func (r *roll) putsBack(s *slot) bool { return r != nil && r.back && slices.Contains(r.queue, s) }
 
 // grow makes a roll go on to slots that were added meanwhile.
 func (r *roll) grow(slots []*slot) {

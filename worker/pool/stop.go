@@ -114,10 +114,9 @@ func (p *Pool) vacate(s *slot) {
 	for _, pr := range s.older {
 		p.drain(pr)
 	}
-	for _, pr := range []*proc{s.next, s.cur} {
-		if pr != nil && pr.timers[spreadTimer].IsZero() { // else its turn will come
-			p.drain(pr)
-		}
+	p.dropNext(s)
+	if pr := s.cur; pr != nil && pr.timers[spreadTimer].IsZero() { // else its turn will come
+		p.drain(pr)
 	}
 }
 
