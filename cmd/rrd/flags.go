@@ -47,7 +47,7 @@ func newFlagSet() *pflag.FlagSet {
 func parseFlags(args []string) (*commandLine, error) {
 	fs := newFlagSet()
 	if err := fs.Parse(args); err != nil {
-		return nil, flagError(err)
+		return nil, flagError(err, fs, "rrd --help")
 	}
 	line := &commandLine{values: map[string]setValue{}}
 	for a, name := range map[action]string{actionCheck: "check", actionVersion: "version", actionHelp: "help"} {
@@ -75,7 +75,7 @@ func parseFlags(args []string) (*commandLine, error) {
 		if bare := lastBare(args[:len(args)-fs.NArg()]); bare != "" {
 			return nil, fmt.Errorf("--%s: takes a value only after =: write --%[1]s=%s, or -- before the command", bare, oneWord(fs.Arg(0)))
 		}
-		return nil, fmt.Errorf("%q is no flag: put -- before the command, as in rrd [flags] -- %s", fs.Arg(0), oneWord(fs.Arg(0)))
+		return nil, strayWord(fs.Arg(0), fs.NArg() == len(args))
 	case line.dash && fs.NArg() == 0:
 		return nil, errors.New("there is no command after --: add one, or leave -- away for the built-in worker")
 	case line.dash && fs.Arg(0) == "":
@@ -84,6 +84,18 @@ func parseFlags(args []string) (*commandLine, error) {
 		line.command = fs.Args()
 	}
 	return line, nil
+}
+
+// strayWord is the error about a word that is neither a flag nor behind "--".
+func strayWord(word string, first bool) error {
+	if word == compareWord {
+		return errors.New("compare must be the first word: write rrd compare and then its flags, or -- before a command of that name")
+	}
+	mean := ""
+	if first {
+		mean = suggestion(word, []string{compareWord}, "rrd ")
+	}
+	return fmt.Errorf("%q is no flag%s: put -- before the command, as in rrd [flags] -- %s", word, mean, oneWord(word))
 }
 
 // lastBare returns the setting that the last of words names without the value
@@ -99,8 +111,9 @@ func lastBare(words []string) string {
 	return ""
 }
 
-// flagError puts what pflag has to say into our form.
-func flagError(err error) error {
+// flagError puts what pflag has to say into our form. help is what shows the flags
+// of fs.
+func flagError(err error, fs *pflag.FlagSet, help string) error {
 	var unknown *pflag.NotExistError
 	var missing *pflag.ValueRequiredError
 	var invalid *pflag.InvalidValueError
@@ -108,19 +121,19 @@ func flagError(err error) error {
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()
 		if in := unknown.GetSpecifiedShortnames(); in != "" {
-			return fmt.Errorf("-%s: there is no such flag (in %q): see rrd --help", oneWord(string([]rune(name)[:1])), "-"+in)
+			return fmt.Errorf("-%s: there is no such flag (in %q): see %s", oneWord(string([]rune(name)[:1])), "-"+in, help)
 		}
-		return fmt.Errorf("--%s: there is no such flag%s: see rrd --help", oneWord(name), suggestion(name, flagNames(), "--"))
+		return fmt.Errorf("--%s: there is no such flag%s: see %s", oneWord(name), suggestion(name, flagNames(fs), "--"), help)
 	case errors.As(err, &missing):
 		return fmt.Errorf("--%s: there is no value: write --%s=VALUE", missing.GetFlag().Name, missing.GetFlag().Name)
 	case errors.As(err, &invalid): // only the three without a value can be
 		return fmt.Errorf("--%s: %q is not true or false (from %s)", invalid.GetFlag().Name, invalid.GetValue(), fromFlag)
 	}
-	return fmt.Errorf("%s: see rrd --help", oneWord(err.Error()))
+	return fmt.Errorf("%s: see %s", oneWord(err.Error()), help)
 }
 
-func flagNames() (names []string) {
-	newFlagSet().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+func flagNames(fs *pflag.FlagSet) (names []string) {
+	fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 	return names
 }
 

@@ -8,6 +8,7 @@ const helpText = `rrd starts N workers and gives each new connection to the one 
 
 Usage: rrd [flags] -- COMMAND [ARG...]   serve with workers that run COMMAND
        rrd [flags]                       serve with the built-in HTTP worker
+       rrd compare                       measure the policies on this machine
 
 Connections                                              (default)
   -l, --listen [NAME=]ADDR[,opt=v]   repeatable; :80, 127.0.0.1:80, [::1]:80,
@@ -46,8 +47,7 @@ Watching
       --log-level L, --log-format F   debug to error; console, json (info, auto)
 This program
       --config FILE        TOML; keys as the flags, and command = [...]
-      --check              try everything, say where it is from; exit 0 or 2
-      --version, --help    (-h)
+      --check, --version, --help (-h)   check: try everything; exit 0 or 2
 
 D is like 500ms, 5s or 1m30s; timeouts also accept off. {slot} and {generation}
 are replaced in COMMAND and in values of --env. A flag beats RRD_<FLAG>, which

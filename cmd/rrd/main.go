@@ -36,6 +36,8 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 			return runBuiltIn(args[1:], stderr)
 		case checkStateArg:
 			return checkState(args[1:], environ, stdout, stderr)
+		case compareWord:
+			return runCompare(args[1:], environ, stdout, stderr)
 		}
 	}
 	if _, ok := lookupVariable(environ, envResume); ok {
