@@ -200,7 +200,7 @@ func openLoop(ctx context.Context, address string, workers, rate int, d time.Dur
 				break
 			}
 		}
-		if ctx.Err() != nil || time.Now().After(s.end) {
+		if ctx.Err() != nil || i > 0 && time.Now().After(s.end) {
 			break
 		}
 		s.turns <- struct{}{}
