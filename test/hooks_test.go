@@ -221,3 +221,21 @@ func TestHookLeavesADaemon(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	m.Kill(pid, syscall.SIGKILL)
 }
+
+// As process 1 rrd reaps strangers, of whom hooks are none.
+func TestHooksAsProcess1(t *testing.T) {
+	h := newHookFile(t)
+	m := asInit(t, harness.Options{Args: append([]string{"--workers", "2",
+		"--hook-before-start", "true", "--hook-before-spawn", "sleep 0.01; exit 0", "--hook-worker-exit", h.says("$RRD_EXIT_SIGNAL") + "; exit 5"}, quick...)})
+	for range 5 {
+		mark := m.Mark()
+		m.Kill(inside(t, m, m.PID(0)), syscall.SIGKILL)
+		if e := m.WaitFrom(mark, 1, harness.Named("hook.failed"))[0]; !strings.Contains(e.Str("error"), "exit status 5") {
+			t.Error(e.Line)
+		}
+		m.WaitFrom(mark, 1, harness.OfSlot("worker.ready", 0))
+	}
+	if bad := m.Events(harness.Named("worker.spawn_failed")); len(bad) > 0 {
+		t.Errorf("%v", bad)
+	}
+}

@@ -502,6 +502,40 @@ func TestSystemdKeptSocketsThatAreNotUsed(t *testing.T) {
 	}
 }
 
+// An upgrade in place is nothing to the service manager: what it holds stays, the
+// watchdog is fed on, and rrd can be killed afterwards as before.
+func TestSystemdUpgrade(t *testing.T) {
+	t.Parallel()
+	g := newManager(t)
+	address := harness.Host() + ":0"
+	o := withWatchdog()
+	o.Listen = []string{"web=" + address}
+	o.ExitCode = -1
+	m := g.start(o)
+	inode := listenInode(t, m.AddrOf("web"))
+	for range 2 {
+		mark, from := m.Mark(), g.count()
+		m.Signal(syscall.SIGUSR2)
+		e := m.WaitFrom(mark, 1, func(e harness.Event) bool { return e.Name == "upgrade.done" || e.Name == "upgrade.failed" })[0]
+		if e.Name != "upgrade.done" {
+			t.Fatal(e.Line)
+		}
+		_, from = g.wait(from, "READY=1", has("READY=1\nSTATUS=2/2 workers ready"))
+		g.wait(from, "a sign of life", has("WATCHDOG=1"))
+		if names := g.stored(); !slices.Equal(names, []string{"web"}) {
+			t.Errorf("stored are %q", names)
+		}
+	}
+	m.Signal(syscall.SIGKILL)
+	m.WaitExit()
+	o.ExitCode = 0
+	next := g.start(o)
+	if now := listenInode(t, next.AddrOf("web")); now != inode {
+		t.Errorf("the socket is another: %s, was %s", now, inode)
+	}
+	serves(t, next, load.Config{Total: 10})
+}
+
 // A service manager that is not there, or does not read, holds nobody up.
 func TestSystemdManagerThatDoesNotRead(t *testing.T) {
 	t.Parallel()

@@ -127,6 +127,8 @@ func (m *master) tryUpgrade(ctx context.Context) error {
 	if err := canUpgrade(); err != nil {
 		return err
 	}
+	m.reloads.rolling.Lock() // a worker that is being recycled is waited for
+	defer m.reloads.rolling.Unlock()
 	if m.stopping.Load() || m.draining.Load() {
 		return errors.New("rrd is being stopped")
 	}

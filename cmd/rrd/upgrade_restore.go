@@ -114,6 +114,7 @@ func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
 		m.log.Info().Str("event", "upgrade.done").Str("from", r.Program).Str("to", programVersion()).Str("path", m.program).
 			Float64("duration_s", r.TookSeconds).Msg("upgraded in place")
 	}
+	m.keepSockets(m.current().Listen) // once more, if the image before had no time for one
 	serveMetrics := func(context.Context) {}
 	if m.metricsLn != nil {
 		serveMetrics = m.metricsServer(m.metricsLn)
