@@ -536,6 +536,43 @@ func TestSystemdUpgrade(t *testing.T) {
 	serves(t, next, load.Config{Total: 10})
 }
 
+// Listeners that the workers share are kept as well; only what each slot has for itself
+// is not.
+func TestSystemdKeepsSharedSockets(t *testing.T) {
+	t.Parallel()
+	for policy, kept := range map[string][]string{"none": {"dns", "local", "web"}, "reuseport": {"dns", "local"}} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			g := newManager(t)
+			path := filepath.Join(t.TempDir(), "s")
+			o := harness.Options{Args: []string{"--policy", policy, "--workers", "2"}, ExitCode: -1,
+				Listen: []string{"web=" + harness.Host() + ":0", "local=unix:" + path, "dns=udp://" + harness.Host() + ":0"}}
+			first := g.start(o)
+			harness.Poll(t, "the sockets to be stored", func() error {
+				if names := g.stored(); !slices.Equal(names, kept) {
+					return fmt.Errorf("%q", names)
+				}
+				return nil
+			})
+			first.Signal(syscall.SIGKILL)
+			first.WaitExit()
+			o.ExitCode = 0
+			next := g.start(o)
+			for _, e := range next.WaitFrom(0, len(kept), harness.Named("listener.kept")) {
+				if e.Str("reason") != "" {
+					t.Error(e.Line)
+				}
+			}
+			for _, c := range []load.Config{{Address: next.AddrOf("web")}, {Network: "unix", Address: path}} {
+				c.Total = 10
+				if r := load.Run(t.Context(), c); len(r.Failed()) > 0 {
+					t.Error(r)
+				}
+			}
+		})
+	}
+}
+
 // A service manager that is not there, or does not read, holds nobody up.
 func TestSystemdManagerThatDoesNotRead(t *testing.T) {
 	t.Parallel()
