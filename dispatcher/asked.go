@@ -92,7 +92,7 @@ func (l *loop) listenAsked(k *link, f *handoff.Frame) {
 	case l.draining || k.state == handoff.Draining:
 		l.refuse(k, &r, fmt.Errorf("this worker is being stopped: %w", syscall.ECANCELED))
 	case l.cfg.Configured:
-		ln, err := l.resolve(&r)
+		ln, err := l.resolve(k, &r)
 		if err != nil {
 			l.refuse(k, &r, err)
 			return
@@ -105,6 +105,11 @@ func (l *loop) listenAsked(k *link, f *handoff.Frame) {
 	}
 }
 
+// hides says whether ln is not for k.
+func (k *link) hides(ln *listener) bool {
+	return slices.ContainsFunc(k.hidden, func(c ListenerConfig) bool { return ln.isConfigured(c.Name, c.Address) })
+}
+
 func knownNetwork(n string) bool {
 	switch n {
 	case "tcp", "tcp4", "tcp6", "unix", "udp", "udp4", "udp6", "fd":
@@ -114,11 +119,11 @@ func knownNetwork(n string) bool {
 }
 
 // resolve finds the configured listener that a worker means.
-func (l *loop) resolve(r *request) (*listener, error) {
+func (l *loop) resolve(k *link, r *request) (*listener, error) {
 	family := strings.TrimRight(r.network, "46")
 	var same []*listener
 	for _, ln := range l.listeners {
-		if ln == nil || ln.closing || !ln.stats.Open || ln.asked != nil {
+		if ln == nil || ln.closing || !ln.stats.Open || ln.asked != nil || k.hides(ln) {
 			continue
 		}
 		if ln.conf.Name == r.address || ln.inherited() && r.network == "fd" && ln.conf.Address == r.address {

@@ -80,7 +80,7 @@ func TestResolve(t *testing.T) {
 		{"tcp4", ":" + port(dual), nil, "none of rrd's"}, // 0.0.0.0 is not [::]
 		{"udp", ":53", nil, "no --listen of rrd is for udp"},
 	} {
-		got, err := s.l.resolve(&request{network: tt.network, address: tt.address})
+		got, err := s.l.resolve(&link{}, &request{network: tt.network, address: tt.address})
 		if got != tt.want || (err != nil) != (tt.says != "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s %s: %v, %v", tt.network, tt.address, got, err)
 		}

@@ -92,9 +92,13 @@ func (d *Dispatcher) CloseListener(ctx context.Context, name, address string) er
 	}
 }
 
-// isOpen says whether this is that listener of the configuration.
+// isOpen says whether this is that listener of the configuration, and open.
 func (ln *listener) isOpen(name, address string) bool {
-	return ln.asked == nil && ln.conf.Name == name && ln.conf.Address == address && len(ln.sockets()) > 0
+	return ln.isConfigured(name, address) && len(ln.sockets()) > 0
+}
+
+func (ln *listener) isConfigured(name, address string) bool {
+	return ln.asked == nil && ln.conf.Name == name && ln.conf.Address == address
 }
 
 // ChangeListener changes what can be changed of a listener that stays: its backlog,
@@ -148,7 +152,7 @@ func (l *loop) settled(k *link) bool {
 			continue
 		}
 		for _, w := range old.joined {
-			if ln := l.byWire[w]; ln != nil && !ln.closing && len(ln.sockets()) > 0 && !slices.Contains(k.joined, w) {
+			if ln := l.byWire[w]; ln != nil && !ln.closing && len(ln.sockets()) > 0 && !k.hides(ln) && !slices.Contains(k.joined, w) {
 				return false
 			}
 		}

@@ -139,6 +139,9 @@ type Worker struct {
 	Channel handoff.Channel
 	// Rights are the worker's, for sockets that it asks for; nil: the master's.
 	Rights *Rights
+	// Hidden are listeners of the configuration that it is not given: in a roll
+	// between two lists of them, those that are only in the other generation's.
+	Hidden []ListenerConfig
 }
 
 // Rights are what a worker's process may do.

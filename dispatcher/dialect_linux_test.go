@@ -303,7 +303,7 @@ func TestExactAndMappedAddresses(t *testing.T) {
 		{"udp", ":3000", nil, unix.EADDRNOTAVAIL, "no --listen of rrd is for udp"},
 		{"fd", "7", nil, unix.EINVAL, "--listen fd:7"},
 	} {
-		got, err := s.l.resolve(&request{network: tt.network, address: tt.address, flags: handoff.ListenExact})
+		got, err := s.l.resolve(&link{}, &request{network: tt.network, address: tt.address, flags: handoff.ListenExact})
 		if got != tt.want || tt.want == nil && (err == nil || !strings.Contains(err.Error(), tt.says)) {
 			t.Errorf("%s %s: %v, %v", tt.network, tt.address, got, err)
 			continue

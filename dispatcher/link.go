@@ -24,6 +24,7 @@ type link struct {
 	hold     holder     // nil: the channel takes handoffs whenever it has room
 	state    handoff.State
 	rights   *Rights
+	hidden   []ListenerConfig // listeners it is not given
 	stats    *SlotStats
 	handoffs uint64   // sent on this channel
 	batch    []connID // added to the channel, not flushed
@@ -94,7 +95,7 @@ func (l *loop) review(k *link) {
 }
 
 func (l *loop) add(w Worker) error {
-	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, traits: w.Channel.Traits(), rights: w.Rights, stats: l.slot(w.Slot)}
+	k := &link{id: w.ID, slot: w.Slot, ch: w.Channel, traits: w.Channel.Traits(), rights: w.Rights, hidden: w.Hidden, stats: l.slot(w.Slot)}
 	k.part, _ = w.Channel.(partSender)
 	k.hold, _ = w.Channel.(holder)
 	idx := l.table.addWorker()

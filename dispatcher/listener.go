@@ -389,6 +389,7 @@ func (ln *listener) lendTo(slot int) handoff.FD {
 
 // Lent is a listening socket for a program that is to inherit it.
 type Lent struct {
-	Name string
-	File *os.File // a duplicate; the caller closes it
+	Name    string
+	Address string   // as its ListenerConfig has it
+	File    *os.File // a duplicate; the caller closes it
 }

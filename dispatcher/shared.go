@@ -15,7 +15,7 @@ import (
 // (Lend).
 
 // Lend returns a duplicate of every shared listener's socket for the worker of
-// slot, in the order of the configuration. The caller closes them.
+// slot, in no order. The caller closes them.
 func (d *Dispatcher) Lend(slot int) ([]Lent, error) {
 	if err := d.prepareSlot(slot); err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (d *Dispatcher) Lend(slot int) ([]Lent, error) {
 				lerr = fmt.Errorf("lend %s: %w", ln.conf.Name, err)
 				return
 			}
-			out = append(out, Lent{Name: fdName(ln.conf.Name), File: os.NewFile(uintptr(dup.Release()), ln.conf.Name)})
+			out = append(out, Lent{Name: FDName(ln.conf.Name), Address: ln.conf.Address, File: os.NewFile(uintptr(dup.Release()), ln.conf.Name)})
 		}
 	})
 	if err == nil {
@@ -51,9 +51,9 @@ func (d *Dispatcher) Lend(slot int) ([]Lent, error) {
 	return out, nil
 }
 
-// fdName makes a name fit for LISTEN_FDNAMES, which a colon separates
+// FDName makes a name fit for LISTEN_FDNAMES, which a colon separates
 // (sd_listen_fds_with_names(3)).
-func fdName(name string) string { return strings.ReplaceAll(name, ":", "_") }
+func FDName(name string) string { return strings.ReplaceAll(name, ":", "_") }
 
 // slotSocket is one socket that a slot still needs.
 type slotSocket struct {

@@ -162,43 +162,37 @@ func (m *master) workerOutput() pool.Output {
 	}}
 }
 
-// lend gives the listeners of a slot for one spawn; they are closed when that
-// has happened.
-func (m *master) lend(slot int) ([]pool.Inherited, error) {
+// lend gives the listeners of a generation for one spawn, in the order of its
+// configuration.
+func (m *master) lend(slot, generation int) ([]pool.Inherited, error) {
 	lent, err := m.dispatcher.Lend(slot)
 	if err != nil {
 		return nil, err
 	}
-	in := make([]pool.Inherited, len(lent))
-	files := make([]*os.File, len(lent))
-	for i, l := range lent {
-		in[i] = pool.Inherited{Name: l.Name, File: l.File}
-		files[i] = l.File
+	var in []pool.Inherited
+	list, _ := m.listenersOf(generation)
+	for _, c := range list {
+		for i, l := range lent {
+			if l.File != nil && l.Address == c.Address && l.Name == dispatcher.FDName(c.Name) {
+				in = append(in, pool.Inherited{Name: l.Name, File: l.File})
+				lent[i].File = nil
+			}
+		}
 	}
-	m.mu.Lock()
-	m.lent[slot] = append(m.lent[slot], files...)
-	m.mu.Unlock()
+	for _, l := range lent {
+		_ = l.File.Close() // of another generation; nil is an error only
+	}
 	return in, nil
 }
 
-func (m *master) closeLent(slot int) {
-	m.mu.Lock()
-	files := m.lent[slot]
-	delete(m.lent, slot)
-	m.mu.Unlock()
-	for _, f := range files {
-		_ = f.Close()
-	}
-}
-
 func (m *master) workerStarted(w pool.Worker, ch handoff.Channel) {
-	m.closeLent(w.Slot)
 	m.log.Info().Str("event", "worker.start").Int("worker", w.Slot).Int("worker_pid", w.PID).
 		Int("generation", w.Generation).Uint64("worker_id", w.ID).Msg("worker started")
 	if ch == nil {
 		return
 	}
-	err := m.dispatcher.Add(dispatcher.Worker{ID: w.ID, Slot: w.Slot, Channel: ch, Rights: m.rights()})
+	_, hidden := m.listenersOf(w.Generation)
+	err := m.dispatcher.Add(dispatcher.Worker{ID: w.ID, Slot: w.Slot, Channel: ch, Rights: m.rights(), Hidden: hidden})
 	if err != nil {
 		m.log.Error().Str("event", "worker.add_failed").Int("worker", w.Slot).Err(err).Msg("worker cannot be given connections")
 		m.pool.Kill(w.ID, err.Error())
@@ -354,7 +348,6 @@ func (m *master) slotIsDown(slot int) bool {
 }
 
 func (m *master) spawnFailed(slot int, err error) {
-	m.closeLent(slot)
 	m.log.Error().Str("event", "worker.spawn_failed").Int("worker", slot).Err(err).Msg("worker could not be started")
 	m.settled(slot, false)
 }

@@ -30,8 +30,9 @@ import (
 // the dispatcher; the dispatcher tells which are ready, drained or broken; when
 // the pool has seen one dead, the dispatcher takes back what it left.
 type master struct {
-	cfg     *config                // as it was started; see current
-	live    atomic.Pointer[config] // as the last reload left it
+	cfg     *config                 // as it was started; see current
+	live    atomic.Pointer[config]  // as the last reload left it
+	between atomic.Pointer[between] // the roll of one; nil: none is under way
 	args    []string
 	environ []string
 	log     zerolog.Logger
@@ -63,8 +64,7 @@ type master struct {
 	lostBefore atomic.Uint64       // connections that died with their workers before the drain
 
 	mu        sync.Mutex
-	lent      map[int][]*os.File // by slot: for the spawn under way
-	wasReady  map[int]bool       // by slot, once its first start is over
+	wasReady  map[int]bool // by slot, once its first start is over
 	announced bool
 	failing   map[uint64]*time.Timer // by worker: whose health check fails; replaces it
 }
@@ -114,7 +114,6 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		ctl:      newControls(gate),
 		duck:     newLameDuck(),
 		setLevel: gate.set,
-		lent:     make(map[int][]*os.File),
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
 		reloads:  reloads{wanted: make(chan struct{}, 1), lastOK: time.Now()},

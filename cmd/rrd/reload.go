@@ -165,6 +165,8 @@ func (m *master) follow(ctx context.Context, next *config, progress func(pool.Ro
 		return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), next.origin("listen"))
 	}
 	logWarnings(m.log, next)
+	m.between.Store(&between{m.pool.Snapshot().Generations, was.Listen, next.Listen, diff.removed, diff.open})
+	defer m.between.Store(nil)
 	err = m.becomes(next, diff.changed)
 	if err == nil {
 		infos = append(m.keptListeners(diff), infos...)
@@ -178,6 +180,26 @@ func (m *master) follow(ctx context.Context, next *config, progress func(pool.Ro
 	m.keepSockets(diff.open)
 	m.closeListeners(ctx, diff.removed)
 	return m.resizeTo(was, next)
+}
+
+// between is a roll from one list of listeners to another. Both are open meanwhile, and
+// each generation is to see only its own: a program may count on how many there are.
+type between struct {
+	after           int // newer generations are of the next list
+	was, next       []dispatcher.ListenerConfig
+	leaving, coming []dispatcher.ListenerConfig
+}
+
+// listenersOf returns those of a generation's workers, and those they are not given.
+func (m *master) listenersOf(generation int) (list, hidden []dispatcher.ListenerConfig) {
+	switch b := m.between.Load(); {
+	case b == nil:
+		return m.current().Listen, nil
+	case generation > b.after:
+		return b.next, b.leaving
+	default:
+		return b.was, b.coming
+	}
 }
 
 // becomes has what takes effect at once take effect.

@@ -71,7 +71,7 @@ type Credential struct {
 	Groups []uint32
 }
 
-// Inherited is a listener lent to a worker for one spawn.
+// Inherited is a listener for one spawn.
 type Inherited struct {
 	// Name goes into LISTEN_FDNAMES. One that systemd would not allow there (a
 	// colon, a control character) becomes "unknown", as sd_listen_fds(3) does
@@ -132,11 +132,10 @@ type Config struct {
 // successor may be Started before its predecessor has Exited. They may call the
 // pool's methods. Run returns after the last hook did.
 type Hooks struct {
-	// Listeners lends the listeners of a slot for one spawn, with
-	// SharesListeners only. The pool does not close them; they must stay open
-	// until Started or SpawnFailed was called. Called concurrently, by the
+	// Listeners gives duplicates of the listeners of a slot for one spawn, with
+	// SharesListeners only. The pool closes them. Called concurrently, by the
 	// goroutine of that start. An error fails the spawn.
-	Listeners func(slot int) ([]Inherited, error)
+	Listeners func(slot, generation int) ([]Inherited, error)
 	// BeforeSpawn is asked before each spawn, by the goroutine of that start; an error
 	// fails the spawn. ctx ends when it takes too long, or is not wanted any more.
 	BeforeSpawn func(ctx context.Context, slot, generation int) error

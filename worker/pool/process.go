@@ -210,12 +210,13 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 	}
 	var listeners []Inherited
 	if cfg.mayBeListenFDs() && cfg.Hooks.Listeners != nil {
-		if listeners, err = cfg.Hooks.Listeners(s.index); err != nil {
+		if listeners, err = cfg.Hooks.Listeners(s.index, t.generation); err != nil {
 			return nil, err
 		}
 	}
 	for _, l := range listeners {
 		sp.inherit = append(sp.inherit, l.File)
+		childEnds = append(childEnds, l.File)
 	}
 	sp.listenPID = len(listeners) > 0
 	channelFD := -1

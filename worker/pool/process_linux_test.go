@@ -54,8 +54,11 @@ func TestWorkerSeesExactly(t *testing.T) {
 			"NODE_UNIQUE_ID=1", "NODE_ENV=production", "TWICE=old"},
 		ExtraEnv:        []string{"TWICE=new", "NAME=web-{slot}.{generation}"},
 		SharesListeners: true,
-		Hooks: Hooks{Listeners: func(int) ([]Inherited, error) {
-			return []Inherited{{"web", lent}, {":80", lent}}, nil
+		Hooks: Hooks{Listeners: func(slot, generation int) ([]Inherited, error) {
+			if slot != 0 || generation != 1 {
+				return nil, fmt.Errorf("slot %d, generation %d", slot, generation)
+			}
+			return []Inherited{{"web", lent}, {":80", lent}}, nil // closed by the pool
 		}},
 	})
 	var r report

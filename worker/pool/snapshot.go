@@ -70,6 +70,9 @@ type Snapshot struct {
 	Desired  int  // number of workers wanted
 	Booted   bool // a worker was ready at least once
 	Stopping bool
+	// Generations counts the rolls, failed ones too, from 1: the last one's workers
+	// are of that generation.
+	Generations int
 	// Slots are the slots wanted and those that still have a process, by index.
 	Slots []SlotStatus
 	// Removed are the slots that were used and are no more: only their counts
@@ -155,9 +158,10 @@ func (p *Pool) Snapshot() (snap Snapshot) {
 
 func (p *Pool) snapshot(now time.Time) Snapshot {
 	snap := Snapshot{
-		Desired:  p.desired,
-		Booted:   !p.booting,
-		Stopping: p.stopping,
+		Desired:     p.desired,
+		Generations: p.generations,
+		Booted:      !p.booting,
+		Stopping:    p.stopping,
 		StartDurations: Histogram{
 			Bounds: slices.Clone(startBounds[:]),
 			Counts: slices.Clone(p.startups[:]),
