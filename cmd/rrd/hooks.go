@@ -78,6 +78,8 @@ type hookRunner struct {
 	environ []string
 	// start forks: as PID 1 the pool must know of each child.
 	start func(fork func() (*os.Process, error)) (*os.Process, func(), error)
+	// cut ends serve, and what it runs; nil before startHooks.
+	cut context.CancelFunc
 
 	// busy is held for reading by who runs a hook, and by an upgrade, which would
 	// leave it without a parent that knows it.
@@ -298,6 +300,7 @@ const lastHooks = 30 * time.Second
 // are left as long as one may take; a signal that stops cuts that short.
 func (m *master) startHooks(services *sync.WaitGroup) (finish func(signals <-chan os.Signal)) {
 	ctx, cancel := context.WithCancel(context.Background())
+	m.hooks.cut = cancel
 	done := make(chan struct{})
 	services.Go(func() { m.hooks.serve(ctx); close(done) })
 	return func(signals <-chan os.Signal) {

@@ -115,6 +115,7 @@ func (m *master) stopNow(field, why string) {
 	m.duck.noWayBack()
 	m.log.Warn().Str("event", "stop.now").Str(field, why).Msg("stopping at once")
 	m.notify.stops()
+	m.hooks.cut()
 	m.pool.StopNow()
 }
 
