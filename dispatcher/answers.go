@@ -103,9 +103,9 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		if k.state == handoff.Starting {
 			k.state = handoff.Serving
 		}
-		l.review(k)
 		l.settleAsked(k)
 		l.sayReady(k)
+		l.review(k)
 	case handoff.Listen:
 		l.listenAsked(k, f)
 	case handoff.Leave:

@@ -130,8 +130,8 @@ func (d *Dispatcher) ChangeListener(c ListenerConfig) error {
 
 // A successor that serves fewer listeners than the one whose place it is to take
 // would leave clients of the others without a worker. So a worker whose slot has one
-// that serves is told to be ready only when it has joined all that the other has, or
-// has asked for nothing new for settleAfter.
+// that serves is ready, and given connections, only when it has joined all that the
+// other has, or has asked for nothing new for settleAfter.
 
 const settleAfter = int64(time.Second)
 
@@ -164,16 +164,16 @@ func (l *loop) isSettling(k *link) bool { return slices.Contains(l.settling, k) 
 
 // settle looks at those who are not settled yet.
 func (l *loop) settle() {
-	rest := l.settling[:0]
-	for _, k := range l.settling {
+	waiting := l.settling
+	l.settling = nil
+	for _, k := range waiting {
 		switch {
 		case l.links[k.idx] != k || k.gone:
 		case k.settleAt <= l.now || l.settled(k):
 			l.tell(k, l.cfg.Hooks.Ready)
+			defer l.review(k)
 		default:
-			rest = append(rest, k)
+			l.settling = append(l.settling, k)
 		}
 	}
-	clear(l.settling[len(rest):])
-	l.settling = rest
 }

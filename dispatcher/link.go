@@ -84,7 +84,7 @@ func (k *link) active() int64 {
 
 // review blocks or unblocks a worker in the table according to its state.
 func (l *loop) review(k *link) {
-	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone && !k.unhealthy && !l.atLimit(k) {
+	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone && !k.unhealthy && !l.atLimit(k) && !l.isSettling(k) {
 		l.table.unblock(k.idx)
 	} else {
 		l.table.block(k.idx)
