@@ -241,7 +241,6 @@ func (r *hookRunner) serve(ctx context.Context) {
 		some, closed := len(r.waiting) > 0, r.closed
 		if some {
 			h = r.waiting[0]
-			r.waiting = r.waiting[1:]
 		}
 		r.mu.Unlock()
 		switch {
@@ -249,6 +248,9 @@ func (r *hookRunner) serve(ctx context.Context) {
 			return
 		case some:
 			_ = r.run(ctx, h) // it is logged
+			r.mu.Lock()
+			r.waiting = r.waiting[1:] // now, so that hold cannot miss it
+			r.mu.Unlock()
 		case closed:
 			return
 		default:

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -158,6 +157,9 @@ func (m *master) tryUpgrade(ctx context.Context) error {
 	}
 	defer file.Close()
 	m.sink.flush()
+	if m.stopping.Load() || m.draining.Load() { // meanwhile; the next image would not know
+		return errors.New("rrd is being stopped")
+	}
 	return execImage(m.program, m.args0(), m.environ, file, state, "")
 }
 
@@ -173,8 +175,12 @@ func (m *master) stand(ctx context.Context, old handoff.FD) (s *savedMaster, rel
 	if err != nil {
 		return nil, nil, err
 	}
+	hooks() // for what the pool has to end before it stands still they are needed
 	if err := m.pool.Freeze(ctx); err != nil {
-		hooks()
+		return nil, nil, err
+	}
+	if hooks, err = m.hooks.hold(ctx); err != nil {
+		m.pool.Thaw()
 		return nil, nil, err
 	}
 	parked, err := m.park(ctx)
@@ -198,7 +204,7 @@ func (m *master) park(ctx context.Context) (*dispatcher.Parked, error) {
 	defer tick.Stop()
 	for {
 		parked, err := m.dispatcher.Park(ctx, m.codec())
-		if !errors.Is(err, dispatcher.ErrBusy) {
+		if !errors.Is(err, dispatcher.ErrBusy) || m.draining.Load() {
 			return parked, err
 		}
 		select {
@@ -275,7 +281,7 @@ func (m *master) checkRun(ctx context.Context, s *savedMaster) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
+	var out tail
 	cmd.Stdout, cmd.Stderr = &out, &out
 	_, forget, err := m.hooks.start(func() (*os.Process, error) {
 		err := cmd.Start()
@@ -286,7 +292,7 @@ func (m *master) checkRun(ctx context.Context, s *savedMaster) error {
 	}
 	err = cmd.Wait()
 	forget()
-	said := lastLine(out.Bytes())
+	said := lastLine(out)
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("no answer within %v", checkLimit)
@@ -298,6 +304,17 @@ func (m *master) checkRun(ctx context.Context, s *savedMaster) error {
 		return fmt.Errorf("it said %q, as no rrd does", said)
 	}
 	return nil
+}
+
+// tail keeps the end of what is written to it: a program that is no rrd may say anything.
+type tail []byte
+
+const maxTail = 4 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	b := append(*t, p...)
+	*t = append(b[:0], b[max(0, len(b)-maxTail):]...)
+	return len(p), nil
 }
 
 // checkYes begins the last line of a check run that says yes.

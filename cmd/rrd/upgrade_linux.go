@@ -145,6 +145,8 @@ func ignoreSignals() (restore func()) {
 	var saved []func()
 	for sig := 1; sig < 32; sig++ {
 		switch syscall.Signal(sig) {
+		case syscall.SIGCHLD: // harmless, and ignored it would take the exit codes of workers away
+			continue
 		case syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGTERM, syscall.SIGQUIT,
 			syscall.SIGSEGV, syscall.SIGBUS, syscall.SIGFPE, syscall.SIGILL, syscall.SIGABRT, syscall.SIGTRAP, syscall.SIGSYS:
 			continue

@@ -54,6 +54,9 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 		if err != nil {
 			return nil, fmt.Errorf("metrics listener: %w", err)
 		}
+		if ln, ok := m.metricsLn.(*net.UnixListener); ok {
+			ln.SetUnlinkOnClose(true) // as metrics.Listen does
+		}
 	}
 	if r.Control.Valid() {
 		f, err := duplicate(r.Control, "control")

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Around exec no child may be reaped by the kernel, which is what ignoring CHLD means
+// (wait(2)): its exit code would be lost.
+func TestIgnoredAroundExec(t *testing.T) {
+	restore := ignoreSignals()
+	text, err := os.ReadFile("/proc/self/status")
+	restore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mask, _ := strings.Cut(string(text), "SigIgn:\t")
+	mask, _, _ = strings.Cut(mask, "\n")
+	ignored, err := strconv.ParseUint(mask, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sig, want := range map[syscall.Signal]bool{syscall.SIGHUP: true, syscall.SIGTERM: false, syscall.SIGCHLD: false} {
+		if got := ignored>>(sig-1)&1 == 1; got != want {
+			t.Errorf("%v is ignored: %v", sig, got)
+		}
+	}
+}
+
+// A check run that is no rrd may say as much as it likes.
+func TestCheckRunBoundsItsOutput(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "endless")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec yes\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := &master{program: path, environ: os.Environ(), hooks: newHookRunner(zerolog.Nop(), nil)}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := m.checkRun(ctx, &savedMaster{}); err == nil || !strings.Contains(err.Error(), "no answer") {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+		t.Errorf("it took %d MB", n>>20)
+	}
+}
