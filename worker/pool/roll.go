@@ -173,7 +173,11 @@ func (p *Pool) advanceSlot(r *roll, s *slot, now time.Time) bool {
 	case s.index >= p.desired:
 		return true
 	case s.next == nil || s.next.state != StateReady || s.next.killed || s.next.ended:
-		return s.next == nil && !s.nextSpawning
+		if s.next != nil || s.nextSpawning {
+			return false
+		}
+		s.tmpl = r.to // DrainSlot gave it up: it is of the new kind when it is started again
+		return true
 	case r.canary && now.Before(s.next.readyAt.Add(r.cfg.Canary)):
 		return false
 	}
@@ -256,17 +260,15 @@ func (p *Pool) rollFailed(s *slot, err error) {
 	}
 	r.active, r.trials, r.queue = nil, nil, nil
 	r.to, r.from, r.back, r.canary = r.from, r.to, true, false
-	for _, done := range r.replaced {
-		done.tmpl = r.to
-		if done.cur != nil || done.spawning || !done.startAt.IsZero() {
-			r.queue = append(r.queue, done)
+	for _, other := range p.slots {
+		newer := other.tmpl == r.from // replaced, or emptied and filled again meanwhile
+		other.tmpl = r.to
+		if newer && (other.cur != nil || other.spawning || !other.startAt.IsZero()) {
+			r.queue = append(r.queue, other)
 		}
 	}
 	if len(r.queue) > 0 {
 		r.tell(p, RollEvent{Slot: s.index, Step: RollBack})
-	}
-	for _, other := range p.slots {
-		other.tmpl = r.to
 	}
 }
 

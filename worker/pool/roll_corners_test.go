@@ -60,3 +60,32 @@ func TestRollBackWithoutRestarts(t *testing.T) {
 		w.finish()
 	})
 }
+
+// A slot that is emptied in a roll and filled again is of the new kind, and of the old one
+// again after a roll that fails.
+func TestDrainAndUndrainInARoll(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := serving(t, 2, Config{DrainTimeout: time.Second})
+			r := w.roll(RollConfig{})
+			w.do(func() { _ = w.DrainSlot(0) })
+			w.pass(2 * time.Second)
+			w.do(func() { _ = w.UndrainSlot(0) })
+			w.readyNext(0)
+			want := []string{"newer.2 ready", "newer.2 ready"}
+			if fails {
+				want = []string{"worker.1 ready", "worker.1 ready"}
+				w.proc(w.Snapshot().Slots[1].Next.PID - 100).exit(exitStatus{code: 3})
+				synctest.Wait()
+				w.readyNext(0)
+			} else {
+				w.readyNext(1)
+			}
+			if err := r.rolled(); (err != nil) != fails {
+				t.Error(err)
+			}
+			w.wantKinds(want...)
+			w.finish()
+		})
+	}
+}
