@@ -119,3 +119,30 @@ func TestNodeEnvironment(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// A worker that was asked to drain in the moment that it became ready may have
+// connections: it drains like any other. One that never was ready is not waited for
+// long.
+func TestDrainCrossesReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{Size: 3}).run()
+		w.do(func() { w.Ready(w.id(0)) })
+		w.do(func() { w.Spoke(w.id(1)); w.Spoke(w.id(2)) })
+		crossing := w.id(1)
+		if err := w.Resize(1); err != nil {
+			t.Fatal(err)
+		}
+		w.do(func() { w.Ready(crossing) })
+		w.pass(29 * time.Second)
+		w.do(func() { w.Drained(crossing) })
+		for _, want := range []string{
+			"1s slot 2 was ended by signal 15 (terminated) after 1s, cause requested",
+			"29s slot 1 was ended by signal 15 (terminated) after 29s, cause requested",
+		} {
+			if !slices.Contains(w.lines, want) {
+				t.Errorf("no %q in\n%s", want, strings.Join(w.lines, "\n"))
+			}
+		}
+		w.finish()
+	})
+}

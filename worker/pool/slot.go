@@ -56,11 +56,14 @@ type proc struct {
 	requested bool   // was asked to end
 	retired   string // why, by Retire
 	leaves    bool   // of its own accord
-	asked     bool   // got its stop signal
-	aborted   bool   // got the signal of Abort
-	killed    bool   // by us
-	killedAt  time.Time
-	stuck     bool // killed for stuckAfter, and not ended
+	// drainLimit is what a worker gets that turns out to have been ready when it was
+	// asked to drain.
+	drainLimit time.Duration
+	asked      bool // got its stop signal
+	aborted    bool // got the signal of Abort
+	killed     bool // by us
+	killedAt   time.Time
+	stuck      bool // killed for stuckAfter, and not ended
 	// shellOnly: it was killed because its reader had ended before.
 	shellOnly bool
 	reason    string // why it was killed, when not as requested
@@ -226,6 +229,12 @@ func (p *Pool) spoke(pr *proc) {
 }
 
 func (p *Pool) becomeReady(pr *proc) {
+	if pr.state == StateDraining && !pr.wasReady && pr.native && !pr.asked && !pr.killed && !pr.aborted && !pr.ended {
+		// It was asked to drain in the moment that it became ready.
+		pr.wasReady, pr.readyAt = true, time.Now()
+		pr.timers.set(termTimer, time.Now(), pr.drainLimit)
+		return
+	}
 	if pr.state != StateStarting || pr.killed || pr.aborted || pr.ended {
 		return
 	}

@@ -83,6 +83,7 @@ type ProcessState struct {
 	Requested  bool
 	Retired    string
 	Leaves     bool
+	DrainLimit time.Duration
 	Asked      bool
 	Aborted    bool
 	Killed     bool
@@ -260,7 +261,7 @@ func (e *exporter) process(pr *proc) ProcessState {
 		ID: pr.w.ID, Generation: pr.w.Generation, PID: pr.w.PID, Age: e.age(pr.w.Started),
 		State: pr.state, Native: pr.native, Said: pr.said,
 		WasReady: pr.wasReady, ReadyAge: e.age(pr.readyAt),
-		Requested: pr.requested, Retired: pr.retired, Leaves: pr.leaves, Asked: pr.asked, Aborted: pr.aborted,
+		Requested: pr.requested, Retired: pr.retired, Leaves: pr.leaves, DrainLimit: pr.drainLimit, Asked: pr.asked, Aborted: pr.aborted,
 		Killed: pr.killed, KilledAge: e.age(pr.killedAt), Stuck: pr.stuck, ShellOnly: pr.shellOnly, Reason: pr.reason,
 		Timers:  make(map[string]time.Duration),
 		Counted: pr.counted, OutputDone: pr.outputDone,

@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// newsLimit bounds how long it is waited for the news that a worker is ready, or has
+// drained, where it may be on its way.
+const newsLimit = time.Second
+
 // abortPatience replaces a StopTimeout that is off for Abort: what is aborted was not
 // asked to end in its own time.
 const abortPatience = 5 * time.Second
@@ -42,6 +46,10 @@ func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 		pr.timers.set(termTimer, time.Now(), timeout)
 	case serving:
 		p.terminate(pr, addTimeouts(timeout, p.cfg.StopTimeout))
+	case pr.native && pr.said:
+		// It may be ready, and have connections, and the news be on its way here.
+		pr.drainLimit = timeout
+		pr.timers.set(termTimer, time.Now(), newsLimit)
 	default: // it has nothing to finish
 		p.terminate(pr, p.cfg.StopTimeout)
 	}
