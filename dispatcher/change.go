@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"rrd/handoff"
 )
 
 // What may change while connections pass. The policy may not.
@@ -61,8 +63,9 @@ func (l *loop) setLimits(c Limits) {
 }
 
 // CloseListener closes a listener of the configuration, losing nobody: who is in
-// its queue is served. Name and address are those of its ListenerConfig. It returns
-// when the socket is closed, or ctx ends.
+// its queue is served, unless no worker has it any more and so none ever will. Name
+// and address are those of its ListenerConfig. It returns when the socket is closed,
+// or ctx ends.
 func (d *Dispatcher) CloseListener(ctx context.Context, name, address string) error {
 	closed := make(chan struct{})
 	found := false
@@ -71,6 +74,7 @@ func (d *Dispatcher) CloseListener(ctx context.Context, name, address string) er
 			if ln != nil && ln.isOpen(name, address) {
 				found = true
 				ln.waitClosed = append(ln.waitClosed, closed)
+				ln.unwanted = true
 				l.startClosing(ln)
 				return
 			}
@@ -90,6 +94,13 @@ func (d *Dispatcher) CloseListener(ctx context.Context, name, address string) er
 	case <-ctx.Done():
 		return fmt.Errorf("close listener %s: %w", name, ctx.Err())
 	}
+}
+
+// isServed says whether some worker takes connections of ln, now or when it can.
+func (l *loop) isServed(ln *listener) bool {
+	return slices.ContainsFunc(l.links, func(k *link) bool {
+		return k != nil && !k.gone && k.state < handoff.Draining && l.table.serves(k.idx, ln.id)
+	})
 }
 
 // isOpen says whether this is that listener of the configuration, and open.

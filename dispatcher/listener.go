@@ -39,6 +39,7 @@ type listener struct {
 	checkAt   int64 // when to look at them again
 	looking   bool  // a look is under way
 	shaking   bool  // the last look found some, or there was none yet
+	unwanted  bool  // CloseListener closes it
 	dropQueue bool  // nobody is left to serve what waits
 	// waitClosed is closed when the sockets are.
 	waitClosed []chan struct{}
@@ -276,6 +277,7 @@ func (ln *listener) queued() bool {
 func (l *loop) closed(ln *listener) {
 	l.closing--
 	ln.closing = false
+	ln.dropQueue = ln.dropQueue || ln.unwanted && !l.isServed(ln)
 	ln.checkAt = 0
 	if ln.sock != nil && !ln.shared {
 		_ = l.poll.remove(ln.sock.fd.Num())
