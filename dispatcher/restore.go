@@ -249,10 +249,11 @@ func (l *loop) restoreLinks(s *State, codec ChannelCodec) error {
 }
 
 func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
+	// Not hung: who still is will be found to be so, and told of, again.
 	k := &link{
 		id: in.ID, slot: in.Slot, idx: in.Index, ch: ch, traits: ch.Traits(), state: in.State, rights: in.Rights,
 		stats: l.slot(in.Slot), handoffs: in.Handoffs,
-		ready: in.Ready, spoke: in.Spoke, late: in.Late, alive: in.Alive, full: in.Full, gone: in.Gone, hung: in.Hung, drained: in.Drained,
+		ready: in.Ready, spoke: in.Spoke, late: in.Late, alive: in.Alive, full: in.Full, gone: in.Gone, drained: in.Drained,
 		acks: in.Acks, closed: in.Closed, joined: in.Joined, listens: in.Listens, pings: in.Pings, pause: in.RejectPause,
 		lateSince: l.at(in.LateSince), pinged: l.atOr(in.Pinged), heard: l.at(in.Heard), settleAt: l.after(in.SettleIn),
 		touches: in.Touches, unhealthy: in.Unhealthy, reader: in.Reader,

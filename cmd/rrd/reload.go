@@ -39,7 +39,7 @@ type reloads struct {
 }
 
 // errReloading is what a reload gets while another is under way.
-var errReloading = errors.New("another reload is under way: try again when it is done")
+var errReloading = errors.New("a reload or an upgrade is under way: try again when it is done")
 
 // reloadOnSignal reloads when HUP comes, once for all that came during one, until
 // ctx ends. Its caller waits for it.
@@ -87,7 +87,7 @@ func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) 
 	m.noteReload(err)
 	if err != nil {
 		m.log.Error().Str("event", "reload.failed").Err(err).Float64("duration_s", time.Since(began).Seconds()).
-			Msg("reload failed: everything is as before")
+			Msg("reload failed")
 		return err
 	}
 	m.log.Info().Str("event", "reload.done").Int("workers", next.Workers).Float64("duration_s", time.Since(began).Seconds()).
@@ -238,7 +238,7 @@ func (m *master) resizeTo(was, next *config) error {
 		return nil
 	}
 	if err := m.pool.Resize(next.Workers); err != nil {
-		return fmt.Errorf("--workers: %w (from %s)", err, next.origin("workers"))
+		return fmt.Errorf("--workers: %w (from %s): all workers are new, their number is as before", err, next.origin("workers"))
 	}
 	m.log.Info().Str("event", "workers.resize").Int("workers", next.Workers).Msg("number of workers changed")
 	return nil
