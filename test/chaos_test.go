@@ -229,7 +229,7 @@ func (c *chaos) judge(steps int, span time.Duration, grown int) {
 	// A connection may by chance be in the hands of three that die of themselves.
 	if len(lost) > dropped["poison"] || double > 0 {
 		for _, f := range lost[:min(len(lost), 10)] {
-			t.Errorf("lost: connection %d from %s, %v to %v: %v: %v", f.Seq, f.Local, f.Started, f.Ended, f.Outcome, f.Err)
+			t.Errorf("lost: connection %d from %s, %v to %v: %v: %v\n%s", f.Seq, f.Local, f.Started, f.Ended, f.Outcome, f.Err, c.b.story(c.m, f))
 		}
 		t.Errorf("%d of %d connections lost, %d served twice: SOAK_SEED=%d", len(lost), total, double, seed())
 	}

@@ -244,7 +244,7 @@ func (b *book) lost(m *harness.Master, r *load.Report) (lost []load.Result, begu
 	lines, _ := b.read()
 	dead := make(map[int]bool)
 	for _, e := range m.Events(harness.Named("worker.exit")) {
-		if !e.Bool("requested") || e.Int("signal_number") == int(syscall.SIGKILL) {
+		if died(e) {
 			dead[e.Int("worker_pid")] = true
 		}
 	}
@@ -263,6 +263,29 @@ func (b *book) lost(m *harness.Master, r *load.Report) (lost []load.Result, begu
 	return lost, begun
 }
 
+// died says whether a worker ended otherwise than it was asked to: by itself, also
+// while it drained, or by KILL.
+func died(e harness.Event) bool {
+	asked := e.Bool("requested") && (e.Int("signal_number") == int(syscall.SIGTERM) || e.Int("signal_number") == 0 && e.Int("exit_code") == 0)
+	return !asked
+}
+
+// story is what the ledger and the log know of a client that was lost.
+func (b *book) story(m *harness.Master, f load.Result) string {
+	lines, _ := b.read()
+	var told []string
+	for _, l := range lines[f.Local] {
+		told = append(told, fmt.Sprintf("begun by %d at %s", l.pid, l.at.UTC().Format(time.RFC3339Nano)))
+		for _, e := range m.Events(func(e harness.Event) bool { return e.Int("worker_pid") == l.pid }) {
+			told = append(told, e.Line)
+		}
+	}
+	if told == nil {
+		return "nobody has begun it"
+	}
+	return strings.Join(told, "\n")
+}
+
 // judge says who was lost, and checks that the books of master, clients and
 // workers agree. It returns how many clients failed that a process had begun with.
 func (b *book) judge(m *harness.Master, r *load.Report) (begun int) {
@@ -273,7 +296,7 @@ func (b *book) judge(m *harness.Master, r *load.Report) (begun int) {
 		if i == 5 {
 			break
 		}
-		b.t.Errorf("lost: connection %d from %s, %v to %v: %v: %v", f.Seq, f.Local, f.Started, f.Ended, f.Outcome, f.Err)
+		b.t.Errorf("lost: connection %d from %s, %v to %v: %v: %v\n%s", f.Seq, f.Local, f.Started, f.Ended, f.Outcome, f.Err, b.story(m, f))
 	}
 	if len(lost) > 0 {
 		b.t.Errorf("%d of %d connections lost", len(lost), len(r.Results))
