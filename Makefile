@@ -15,7 +15,7 @@ NODES     ?= 18.20.8 20.20.2 22.23.3 24.21.0 26.10.0
 UNIT = $$(go list ./... | grep -vx rrd/test)
 export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
 
-.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master fuzz-short e2e node-matrix soak clean
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master bench-node fuzz-short e2e node-matrix soak clean
 .NOTPARALLEL: # each step uses all the cores by itself
 
 help: ## this list
@@ -63,6 +63,9 @@ bench: $(BENCHSTAT) ## benchmarks, COUNT times; OLD=file compares with an earlie
 
 bench-master: ## the master's cost of a connection, against a minimal one in C (docs/performance.md)
 	go run ./test/bench
+
+bench-node: ## a Node program under Node's own primary and under rrd (docs/performance.md)
+	go run ./test/bench -node
 
 fuzz-short: ## every fuzz target for FUZZTIME
 	@.ci/fuzz $(FUZZTIME)
