@@ -214,12 +214,15 @@ func TestF27Reload(t *testing.T) { t.Parallel(); reloads(t, form{}) }
 // Reloads under load lose nobody.
 func reloads(t *testing.T, f form) {
 	c := startConfigured(t, harness.Options{}, "workers = 4\ncanary-time = \"off\"\n")
-	finish := under(t, c.Master, float64(f.of(500, 2000)))
+	finish := under(t, c.Master, float64(f.of(500, 5000)))
 	n := f.of(8, 100)
+	pace := time.NewTicker(time.Duration(f.of(1, 400)) * time.Millisecond) // the long form is of 200,000 connections
+	defer pace.Stop()
 	for range n {
 		if why := c.reload(); why != "" {
 			t.Error(why)
 		}
+		<-pace.C
 	}
 	r := finish()
 	if len(r.Failed()) > 0 {

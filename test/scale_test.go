@@ -13,7 +13,7 @@ import (
 // From one worker to many and back, under load, and nobody is lost.
 func TestScaleUnderLoad(t *testing.T) {
 	t.Parallel()
-	const most = 24
+	const most = 64
 	m := rr(t, 1)
 	finish := under(t, m, 300)
 	ready := func(n int) func(*harness.Status) bool {

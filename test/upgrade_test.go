@@ -278,12 +278,15 @@ func TestF29Upgrade(t *testing.T) { t.Parallel(); upgradesUnderLoad(t, form{}) }
 func upgradesUnderLoad(t *testing.T, f form) {
 	u := startUpgradable(t, harness.Options{Args: []string{"--workers", "4"}})
 	before, fds := u.identity(), u.fdCount()
-	finish := under(t, u.Master, float64(f.of(500, 2000)))
+	finish := under(t, u.Master, float64(f.of(500, 5000)))
 	n := f.of(5, 20)
+	pace := time.NewTicker(time.Duration(f.of(1, 2500)) * time.Millisecond) // the long form is of 200,000 connections
+	defer pace.Stop()
 	for range n {
 		if why := u.upgrade(); why != "" {
 			t.Error(why)
 		}
+		<-pace.C
 	}
 	r := finish()
 	if len(r.Failed()) > 0 {
