@@ -64,7 +64,8 @@ func TestF34SignalStorm(t *testing.T) { t.Parallel(); signalStorm(t, form{}) }
 // All signals but those that stop, two thousand a second.
 func signalStorm(t *testing.T, f form) {
 	n := f.of(2000, 20_000)
-	m := rr(t, 4, "--canary-time", "off") // the last reloads are not waited for long
+	// Without a canary the last reloads are not waited for long.
+	m := startUpgradable(t, harness.Options{Args: []string{"--workers", "4", "--canary-time", "off"}}).Master
 	finish := under(t, m, 300)
 	chance := chances(t)
 	all := []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGTTIN}
@@ -96,15 +97,16 @@ func signalStorm(t *testing.T, f form) {
 		t.Error(r)
 	}
 	accounts(t, m, r)
-	for desired != 4 {
-		sig, step := syscall.SIGTTIN, 1
-		if desired > 4 {
-			sig, step = syscall.SIGTTOU, -1
+	// A loaded master may still heed signals of the storm, so each step is from where it is.
+	for now := m.Status().Desired; now != 4; now = m.Status().Desired {
+		sig := syscall.SIGTTIN
+		if now > 4 {
+			sig = syscall.SIGTTOU
 		}
-		desired += step
 		m.Signal(sig)
-		m.WaitStatus("the number of workers to be as asked", func(s *harness.Status) bool { return s.Desired == desired && live(s) == desired })
+		m.WaitStatus("another number of workers", func(s *harness.Status) bool { return s.Desired != now })
 	}
+	m.WaitStatus("as many workers as asked", func(s *harness.Status) bool { return live(s) == s.Desired })
 	m.AllReady()
 }
 
