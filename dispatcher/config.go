@@ -80,7 +80,7 @@ type Hooks struct {
 	Spoke func(worker uint64)
 	// Ready: it can be given connections.
 	Ready func(worker uint64)
-	// Drained: after Drain, its last connection is closed.
+	// Drained: after Drain, its last connection is closed, or it never had one.
 	Drained func(worker uint64)
 	// Broke: it broke the protocol, or closed its channel, and is to be killed.
 	// Its unanswered connections stay held until Remove.

@@ -140,6 +140,44 @@ func TestDrainGivesNothingMore(t *testing.T) {
 	}
 }
 
+// The pool waits for the word that a worker has nothing to finish, and cannot know it by
+// itself: READY may be on its way. Where the master gives out the connections it knows, and
+// otherwise at least of a worker that has said nothing; any other says so itself.
+func TestDrainOfOneThatIsNotReady(t *testing.T) {
+	for _, c := range []struct {
+		policy  Policy
+		says    []handoff.Frame
+		drained bool
+	}{
+		{SchedRR, nil, true},
+		{SchedRR, []handoff.Frame{{Type: handoff.Health}}, true},
+		{SchedRR, []handoff.Frame{{Type: handoff.Ready}}, false},
+		{SchedNone, nil, true},
+		{SchedNone, []handoff.Frame{{Type: handoff.Health}}, false},
+		{SchedNone, []handoff.Frame{{Type: handoff.Ready}}, false},
+	} {
+		s := newStepped(t, Config{Policy: c.policy, Configured: true})
+		s.listen("web")
+		p := s.peer()
+		if len(c.says) > 0 {
+			p.say(c.says...)
+			s.settle()
+		}
+		s.l.drain(p.id)
+		s.settle()
+		if got := s.heard("drained 1"); got != c.drained {
+			t.Errorf("%s, after %v: drained %v", c.policy, c.says, got)
+		}
+		p.say(handoff.Frame{Type: handoff.Ready}, handoff.Frame{Type: handoff.Drained}) // crossed the DRAIN
+		s.settle()
+		if c.says == nil || c.says[0].Type != handoff.Ready {
+			if s.times("drained 1") != 1 || p.k.gone {
+				t.Errorf("%s, after %v: %v", c.policy, c.says, s.told)
+			}
+		}
+	}
+}
+
 // What a removed worker's descriptor was is another's at once: its events and
 // answers are nobody's.
 func TestEventsOfARemovedWorkerAreNobodys(t *testing.T) {

@@ -150,9 +150,10 @@ type Hooks struct {
 	Ready func(w Worker)
 	// Silent: a worker that has to speak on its channel has not, for SilentAfter.
 	Silent func(w Worker)
-	// Drain: the worker was asked to end. A native one that was ready gets TERM
-	// when Drained is called, or at the drain timeout; any other has got its
-	// signal already.
+	// Drain: the worker was asked to end. One with a channel gets TERM when Drained is
+	// called, or at the drain timeout; call that at once for one that was never
+	// given a connection. Any other, and one that is ready without having
+	// spoken, has got its signal already.
 	Drain func(w Worker)
 	// Orphaned: the leader has ended and its group was killed, but the process
 	// that speaks for it (SetReader) has not ended yet, and may go on

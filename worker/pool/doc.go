@@ -35,7 +35,8 @@
 //
 // A native worker (one that speaks on its channel) that drains gets a Drain hook,
 // TERM once it has drained, and KILL if that does not end it. Others
-// (listen-fds) get the stop signal at once.
+// (listen-fds) get the stop signal at once. Whether one that is still starting has a
+// connection the pool does not know: it waits for Ready or Drained.
 //
 // # Rolls
 //

@@ -39,6 +39,7 @@ type world struct {
 	procs []*fakeProcess
 	// watches are the strangers that are watched, by pid.
 	watches map[int]*fakeWatch
+	heard   map[uint64]bool // workers that have spoken
 }
 
 // fakeWatch is a process that is no child.
@@ -165,7 +166,7 @@ func (f *fakeWatch) ended() bool {
 // the logging ones.
 func newWorld(t *testing.T, c Config) *world {
 	t.Helper()
-	w := &world{t: t, began: time.Now(), runC: make(chan error, 1), watches: make(map[int]*fakeWatch)}
+	w := &world{t: t, began: time.Now(), runC: make(chan error, 1), watches: make(map[int]*fakeWatch), heard: make(map[uint64]bool)}
 	if c.Size == 0 {
 		c.Size = 1
 	}
@@ -186,7 +187,12 @@ func newWorld(t *testing.T, c Config) *world {
 		}
 	}
 	c.Hooks.Silent = func(k Worker) { w.logf("slot %d silent", k.Slot) }
-	c.Hooks.Drain = func(k Worker) { w.logf("slot %d drain", k.Slot) }
+	c.Hooks.Drain = func(k Worker) {
+		w.logf("slot %d drain", k.Slot)
+		if !w.hasHeardOf(k.ID) {
+			w.Pool.Drained(k.ID) // as the dispatcher says at once
+		}
+	}
 	c.Hooks.Orphaned = func(k Worker) { w.logf("slot %d orphaned, id %d", k.Slot, k.ID) }
 	c.Hooks.Exited = func(k Worker, x Exit) {
 		w.logf("slot %d %s, cause %s", k.Slot, x, x.Cause)
@@ -307,6 +313,23 @@ func (w *world) launch(ctx context.Context, sp *spec) (process, error) {
 	f := &fakeProcess{w: w, number: 100 + len(w.procs), spec: sp, endedC: make(chan struct{})}
 	w.procs = append(w.procs, f)
 	return f, nil
+}
+
+// Spoke and Ready are the pool's, and what the dispatcher knows of the worker then.
+func (w *world) Spoke(id uint64) { w.hear(id); w.Pool.Spoke(id) }
+
+func (w *world) Ready(id uint64) { w.hear(id); w.Pool.Ready(id) }
+
+func (w *world) hear(id uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard[id] = true
+}
+
+func (w *world) hasHeardOf(id uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heard[id]
 }
 
 // all returns every process so far.

@@ -263,8 +263,7 @@ func TestKillByReason(t *testing.T) {
 			2s slot 0 started id 2 pid 101
 			2s slot 0 was ended by signal 9 (killed) after 2s: protocol violation, cause killed_stuck
 			2s slot 0 drain
-			2s slot 0 was ended by signal 15 (terminated) after 0s, cause requested
-			2s pid 101 gets terminated
+			2s slot 0 was ended by signal 9 (killed) after 0s, cause requested
 			2s pid 101 killed
 		`)
 	})

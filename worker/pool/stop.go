@@ -5,9 +5,10 @@ import (
 	"time"
 )
 
-// newsLimit bounds how long it is waited for the news that a worker is ready, or has
-// drained, where it may be on its way.
-const newsLimit = time.Second
+// newsLimit bounds how long it is waited for the word, of who gives out connections, that
+// a worker which is not known to be ready has any, or has none. It comes at once but for a
+// worker that accepts by itself and has said something already: that one is asked.
+const newsLimit = 5 * time.Second
 
 // abortPatience replaces a StopTimeout that is off for Abort: what is aborted was not
 // asked to end in its own time.
@@ -46,8 +47,9 @@ func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 		pr.timers.set(termTimer, time.Now(), timeout)
 	case serving:
 		p.terminate(pr, addTimeouts(timeout, p.cfg.StopTimeout))
-	case pr.native && pr.said:
-		// It may be ready, and have connections, and the news be on its way here.
+	case p.cfg.hasChannel():
+		// It may be ready, and have connections, and the news be on its way here. Drained
+		// comes after it, and alone if there is nothing to finish.
 		pr.drainLimit = timeout
 		pr.timers.set(termTimer, time.Now(), newsLimit)
 	default: // it has nothing to finish
@@ -56,7 +58,7 @@ func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 }
 
 func (p *Pool) drained(pr *proc) {
-	if pr.state == StateDraining && pr.native && !pr.killed && !pr.aborted {
+	if pr.state == StateDraining && !pr.killed && !pr.aborted {
 		p.terminate(pr, p.cfg.StopTimeout)
 	}
 }

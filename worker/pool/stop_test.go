@@ -43,9 +43,8 @@ func TestRetire(t *testing.T) {
 			7s slot 0 was ended by signal 9 (killed) after 5s: old; did not end when asked to, cause killed_stuck
 			7s slot 0 started id 3 pid 102
 			7s slot 0 drain
-			7s pid 102 gets terminated
 			7s pid 102 killed
-			7s slot 0 was ended by signal 15 (terminated) after 0s, cause requested
+			7s slot 0 was ended by signal 9 (killed) after 0s, cause requested
 		`)
 	})
 }
