@@ -106,8 +106,13 @@ func TestAllReject(t *testing.T) {
 			// One every 5 ms, so that their order is known.
 			finish := waiting(t, m, load.Config{Rate: 200, Total: n})
 			m.WaitStatus("all to wait", func(s *harness.Status) bool { return s.Accepted() == n })
-			tick := time.NewTimer(2 * time.Second) // the span of the measurement
-			if used := cpuDuring(t, m, func() { <-tick.C }); used > 0.10 {
+			// A busy machine makes each wake-up dearer for a while; what spins always does.
+			used := 1.0
+			for try := 0; try < 3 && used > 0.10; try++ {
+				tick := time.NewTimer(2 * time.Second) // the span of the measurement
+				used = cpuDuring(t, m, func() { <-tick.C })
+			}
+			if used > 0.10 {
 				t.Errorf("the master uses %.0f %% of a core while nobody takes anything", 100*used)
 			}
 			g.open()

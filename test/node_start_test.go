@@ -71,9 +71,8 @@ func TestNodeBootError(t *testing.T) {
 		Args: []string{"--worker-output", "json"}, Command: []string{"node", filepath.Join(t.TempDir(), "missing.js")},
 		Unready: true, ExitCode: 3,
 	})
-	if code := m.WaitExit(); code != 3 || !strings.Contains(m.Log(), "missing.js") {
-		t.Errorf("code %d: %s", code, m.Log())
-	}
+	m.WaitExit()
+	m.WaitLog("missing.js")
 }
 
 // Each worker has an inspector of its own, wherever --inspect is said.
@@ -153,9 +152,7 @@ func TestNodeListenFlag(t *testing.T) {
 			t.Error(e.Line)
 		}
 		m.WaitExit()
-		if !strings.Contains(m.Log(), "lab: EADDRNOTAVAIL -99") {
-			t.Errorf("the program was not told: %s", m.Log())
-		}
+		m.WaitLog("lab: EADDRNOTAVAIL -99") // so the program was told
 		_ = at
 	})
 }

@@ -50,14 +50,20 @@ func TestTurns(t *testing.T) {
 // One after the other, so that all are idle when the next one comes.
 func TestSequentialIsExact(t *testing.T) {
 	t.Parallel()
-	m := rr(t, 4)
+	// No worker loses its turn because it waits for the processor.
+	m := rr(t, 4, "--busy-after", "off")
 	r := serves(t, m, load.Config{Total: 10_000})
+	s := accounts(t, m, r)
+	// One that gets no processor for so long that it rejects does: on a busy machine.
+	passed := 0
+	for _, n := range s.Redispatches {
+		passed += n
+	}
 	for slot, n := range r.BySlot() {
-		if n != 2500 {
-			t.Errorf("slot %d served %d of 10,000, want 2,500", slot, n)
+		if n < 2500-passed || n > 2500+passed {
+			t.Errorf("slot %d served %d of 10,000, want 2,500; %v were redispatched", slot, n, s.Redispatches)
 		}
 	}
-	accounts(t, m, r)
 }
 
 // The window counts only under saturation: workers that owe nothing come first.
