@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"rrd/dispatcher"
@@ -130,13 +131,31 @@ func (b *builtIn) endIdle(srv *http.Server) {
 	for now := range time.Tick(100 * time.Millisecond) {
 		b.mu.Lock()
 		for c, since := range b.silent {
-			if now.Sub(since) >= silentLimit {
+			if now.Sub(since) >= silentLimit && !hasSpoken(c) {
 				_ = c.Close()
 				delete(b.silent, c)
 			}
 		}
 		b.mu.Unlock()
 	}
+}
+
+// hasSpoken says whether there is something to read: this process may just have had no
+// time to.
+func hasSpoken(c net.Conn) bool {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	_ = rc.Control(func(fd uintptr) {
+		n, _, _ = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return n > 0
 }
 
 // note keeps silent.
