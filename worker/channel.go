@@ -14,6 +14,7 @@ import (
 // channel is this process's conversation with the master.
 type channel struct {
 	port         *handoff.Port
+	funnel       funnel        // open as long as this process
 	drainC       chan struct{} // closed by drainLocked
 	exit         func(code int)
 	beforeListen func() // once, before the first Listen
@@ -29,7 +30,7 @@ type channel struct {
 	readingFor  *endpoint // whose queue the role's holder waits for, if any
 	interrupted bool      // the read deadline is in the past
 	passes      uint64    // how often the role was given up by leaving
-	seenPasses  uint64    // passes at the last tick
+	seenPasses  uint64    // passes at the last lull
 	msg         handoff.Message
 	waiting     []*waiter // in Accept or Listen without the role, oldest first
 
@@ -38,6 +39,7 @@ type channel struct {
 	acks     uint64 // acks ever written down
 	closed   uint32 // closes not yet told
 	closedAt time.Time
+	prompt   bool // something in out leaves before Accept blocks, and with the next tick
 	urgent   bool // send when mu is released
 
 	starving     bool      // an endpoint is starved: AGAIN with the next close,
@@ -47,7 +49,7 @@ type channel struct {
 	endpoints map[uint32]*endpoint
 	asks      map[uint64]*ask
 	nextAsk   uint64
-	started   bool // somebody reads, or will by the next tick
+	started   bool // somebody reads, or will after the next lull
 	listened  bool // a listener was asked for: this process is a worker
 	ready     bool // READY was said
 	touches   bool // the master wants TOUCHED
@@ -63,9 +65,11 @@ type channel struct {
 	grace     time.Duration
 
 	tickArmed bool
-	tick      *time.Timer // tickTime: acks, and the role to the background
+	tick      *time.Timer // tickTime: what is prompt
+	lullArmed bool
+	lull      *time.Timer // lullTime: the role to the background
 	due       time.Time   // when later fires; zero if it does not
-	later     *time.Timer // queues, closes, descriptors
+	later     *time.Timer // queues, closes, descriptors, what is not prompt
 }
 
 type role uint8
@@ -79,7 +83,9 @@ const (
 // The times of the protocol. docs/protocol.md, "Times".
 const (
 	tickTime  = time.Millisecond       // an ack leaves at the latest
+	lullTime  = 5 * time.Millisecond   // nobody has read: the background does, after two at most
 	takeTime  = 20 * time.Millisecond  // a connection nobody takes is rejected
+	touchTime = 20 * time.Millisecond  // TOUCHED is told at the latest
 	closeTime = 100 * time.Millisecond // closes are told at the latest
 	fdTime    = 100 * time.Millisecond // another try after the limit of open files
 	againTime = 10 * time.Millisecond  // the same when a descriptor became free
@@ -99,8 +105,10 @@ func newChannel(port *handoff.Port) *channel {
 		grace:     defaultGrace,
 	}
 	ch.tick = time.AfterFunc(time.Hour, ch.onTick)
+	ch.lull = time.AfterFunc(time.Hour, ch.onLull)
 	ch.later = time.AfterFunc(time.Hour, ch.onLater)
 	ch.tick.Stop()
+	ch.lull.Stop()
 	ch.later.Stop()
 	return ch
 }
@@ -110,7 +118,7 @@ func newChannel(port *handoff.Port) *channel {
 func (ch *channel) start() {
 	ch.mu.Lock()
 	ch.started = true
-	ch.armTickLocked()
+	ch.armLullLocked()
 	ch.unlock()
 }
 
@@ -146,7 +154,7 @@ func (ch *channel) awaitLocked(w *waiter) {
 		switch {
 		case ch.role == nobody && !ch.gone:
 			ch.readLocked(waiterReads, w.ep)
-		case len(ch.out) > 0:
+		case ch.prompt:
 			ch.mu.Unlock()
 			ch.flush()
 			ch.mu.Lock()
@@ -191,14 +199,14 @@ func (ch *channel) wakeLocked(match func(*waiter) bool) bool {
 func anyWaiter(*waiter) bool { return true }
 
 // passRoleLocked hands the role, if nobody has it, to a goroutine that waits;
-// failing that, a tick will see to it.
+// failing that, a lull will see to it.
 func (ch *channel) passRoleLocked() {
 	if ch.role != nobody || ch.gone {
 		return
 	}
 	ch.passes++
 	if !ch.wakeLocked(anyWaiter) {
-		ch.armTickLocked()
+		ch.armLullLocked()
 	}
 }
 
@@ -218,7 +226,7 @@ var longAgo = time.Unix(1, 0)
 func (ch *channel) readLocked(as role, ep *endpoint) {
 	ch.role, ch.readingFor = as, ep
 	ch.started = true
-	unsent := len(ch.out) > 0 && !ch.urgent
+	unsent := ch.prompt && !ch.urgent
 	ch.unlock()
 	err := ch.receive(unsent)
 	ch.mu.Lock()
@@ -240,7 +248,7 @@ func (ch *channel) readLocked(as role, ep *endpoint) {
 	}
 }
 
-// receive waits for a message, sending first what was written down. With acks to
+// receive waits for a message, sending first what is prompt. With acks to
 // send it looks once without waiting: on a busy worker the next connection is
 // there, and more acks will share a message.
 func (ch *channel) receive(unsent bool) error {
@@ -267,27 +275,11 @@ func (ch *channel) tryReceive() error {
 	return err
 }
 
-// onTick runs on the tick timer's goroutine. It sends what is left over and, if
-// nobody has read since the tick before, becomes the background reader, until
-// somebody is in Accept again or the channel ends.
+// onTick runs on the tick timer's goroutine. It sends what should have left by now.
 func (ch *channel) onTick() {
-	ch.flush()
 	ch.mu.Lock()
 	ch.tickArmed = false
-	if len(ch.out) > 0 {
-		ch.armTickLocked()
-	}
-	for ch.role == nobody && !ch.gone && ch.started {
-		if ch.wakeLocked(anyWaiter) {
-			break
-		}
-		if ch.passes != ch.seenPasses {
-			ch.seenPasses = ch.passes
-			ch.armTickLocked()
-			break
-		}
-		ch.readLocked(backgroundReads, nil)
-	}
+	ch.urgent = ch.prompt
 	ch.unlock()
 }
 
@@ -295,5 +287,32 @@ func (ch *channel) armTickLocked() {
 	if !ch.tickArmed {
 		ch.tickArmed = true
 		ch.tick.Reset(tickTime)
+	}
+}
+
+// onLull runs on the lull timer's goroutine. If nobody has read since the lull before, it
+// becomes the background reader, until somebody is in Accept again or the channel
+// ends.
+func (ch *channel) onLull() {
+	ch.mu.Lock()
+	ch.lullArmed = false
+	for ch.role == nobody && !ch.gone && ch.started {
+		if ch.wakeLocked(anyWaiter) {
+			break
+		}
+		if ch.passes != ch.seenPasses {
+			ch.seenPasses = ch.passes
+			ch.armLullLocked()
+			break
+		}
+		ch.readLocked(backgroundReads, nil)
+	}
+	ch.unlock()
+}
+
+func (ch *channel) armLullLocked() {
+	if !ch.lullArmed {
+		ch.lullArmed = true
+		ch.lull.Reset(lullTime)
 	}
 }

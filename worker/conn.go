@@ -7,8 +7,6 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
-
-	"rrd/handoff"
 )
 
 // Conn is a TCP connection that a listener of this package has accepted, under
@@ -80,7 +78,7 @@ func (h *hold) touchFirst() {
 	if h.state.Or(told)&told == 0 {
 		ch.mu.Lock()
 		if ch.touches {
-			ch.sayLocked(handoff.Frame{Type: handoff.Touched, Seq: h.seq})
+			ch.sayTouchedLocked(h.seq)
 		}
 		ch.unlock()
 	}

@@ -17,7 +17,7 @@
 // role and so receives its own connection without another goroutine in between;
 // what it reads for other listeners goes to their queues. When it leaves, the
 // role passes to another goroutine that waits in Accept, or, if none has come
-// within a grace of one to two milliseconds, to a goroutine of the library, so
+// within a grace of five to ten milliseconds, to a goroutine of the library, so
 // that the master is always answered. Accept takes the role back from that one.
 //
 // # Ownership
@@ -25,9 +25,11 @@
 // A connection is this process's once its ack was sent; until then the master
 // keeps its own copy and may give it to another worker. So the ack leaves before
 // the first byte of the connection is read or written, whoever does that. Acks
-// are gathered: they leave before Accept blocks, before that first byte, and one
-// millisecond after Accept returned at the latest. A connection that nobody
-// takes for 20 ms is rejected, and the next Accept asks for more.
+// are gathered: those of a message leave with its last connection, and any before
+// Accept blocks, before that first byte, and one millisecond after Accept returned
+// at the latest. That a connection was touched, so that the master lets go of its copy,
+// is told with what leaves next, or 20 ms later. A connection that nobody takes for
+// 20 ms is rejected, and the next Accept asks for more.
 //
 // # Drain and the end of the master
 //

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 
 	"rrd/handoff"
@@ -146,10 +145,10 @@ func (ln *listener) takeLocked() net.Conn {
 	h := ep.popLocked()
 	ch.open++ // holds back DRAINED and the exit while mu is not held
 	ch.unlock()
-	c, err := newNetConn(h.fd.Release())
+	c, err := ch.funnel.conn(&h.fd)
 	ch.mu.Lock()
 	if err == nil && !ln.closed && !ch.draining {
-		ack := ch.ackLocked(h.seq)
+		ack := ch.ackLocked(h.seq, len(ep.queue) == 0)
 		if c.RemoteAddr() != nil {
 			return wrap(c, ch, h.seq, ack)
 		}
@@ -157,7 +156,7 @@ func (ln *listener) takeLocked() net.Conn {
 		// more with it, so it is ours, and over.
 		_ = c.Close()
 		if ch.touches {
-			ch.sayLocked(handoff.Frame{Type: handoff.Touched, Seq: h.seq})
+			ch.sayTouchedLocked(h.seq)
 		}
 		ch.closedLocked()
 		ch.doneLocked()
@@ -226,22 +225,4 @@ func (ln *listener) Close() error {
 
 func (ln *listener) closedError() error {
 	return &net.OpError{Op: "accept", Net: ln.addr.Network(), Addr: ln.addr, Err: net.ErrClosed}
-}
-
-// newNetConn takes ownership of fd and makes it a *net.TCPConn or a
-// *net.UnixConn. Package net offers this way only: it duplicates the descriptor
-// (docs/performance.md tells what that costs).
-func newNetConn(fd int) (net.Conn, error) {
-	f := os.NewFile(uintptr(fd), "connection")
-	c, err := net.FileConn(f)
-	_ = f.Close()
-	if err != nil {
-		return nil, err
-	}
-	switch c.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return c, nil
-	}
-	_ = c.Close()
-	return nil, errWrongKind
 }

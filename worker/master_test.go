@@ -77,7 +77,7 @@ func openTestChannel(t testing.TB, child *os.File) *channel {
 	}
 	ch := newChannel(port)
 	ch.exit = func(code int) { t.Errorf("exit(%d) called", code) }
-	t.Cleanup(func() { _ = port.Close() })
+	t.Cleanup(func() { _ = port.Close(); ch.funnel.close() })
 	return ch
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -284,9 +285,13 @@ func closeOnByte(c net.Conn) {
 
 // At the limit of open files a connection goes back, and comes again when one of
 // ours is closed. With room for no descriptor it is lost on arrival; with room
-// for one it arrives and cannot be duplicated.
+// for one it arrives, and where there is no funnel it cannot be duplicated.
 func TestProcessAtItsLimitOfOpenFiles(t *testing.T) {
-	for room := range 2 {
+	need := 2 // descriptors, for a moment
+	if runtime.GOOS == "linux" {
+		need = 1
+	}
+	for room := range need {
 		t.Run(fmt.Sprint("room for ", room), func(t *testing.T) {
 			m := newMaster(t)
 			cmd := exec.Command(os.Args[0], "-test.run=^$")
@@ -324,8 +329,8 @@ func TestProcessAtItsLimitOfOpenFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.expect(handoff.Again)
-			if room == 0 {
-				return // a new connection takes two descriptors for a moment
+			if room+1 < need {
+				return
 			}
 			m.c.Add(seq, 1, 0, *m.copies[seq])
 			m.flush()

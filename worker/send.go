@@ -8,12 +8,23 @@ import (
 	"rrd/handoff"
 )
 
-// sayLocked writes a frame down; it leaves with the next flush, by the next tick
-// at the latest.
+// sayLocked writes a frame down that is prompt: it leaves with the next flush, before
+// Accept blocks, and by the next tick at the latest.
 func (ch *channel) sayLocked(f handoff.Frame) {
 	if !ch.gone {
 		ch.writeLocked(&f)
+		ch.prompt = true
 		ch.armTickLocked()
+	}
+}
+
+// sayTouchedLocked writes down that a connection was touched. The master only goes on
+// holding its copy until it hears of it, so that leaves with what comes next: a message
+// of its own, for each connection, would wake the master and this process once more.
+func (ch *channel) sayTouchedLocked(seq uint64) {
+	if !ch.gone {
+		ch.writeLocked(&handoff.Frame{Type: handoff.Touched, Seq: seq})
+		ch.armLaterLocked(time.Now().Add(touchTime))
 	}
 }
 
@@ -29,9 +40,17 @@ func (ch *channel) sayNowLocked(f handoff.Frame) {
 	ch.urgent = true
 }
 
-// ackLocked writes an ack down and returns its number, for ensureFlushed.
-func (ch *channel) ackLocked(seq uint64) uint64 {
-	ch.sayLocked(handoff.Frame{Type: handoff.Ack, Seq: seq})
+// ackLocked writes an ack down and returns its number, for ensureFlushed. The last of
+// those that came together sends all of them when mu is released.
+func (ch *channel) ackLocked(seq uint64, last bool) uint64 {
+	f := handoff.Frame{Type: handoff.Ack, Seq: seq}
+	switch {
+	case !last:
+		ch.sayLocked(f)
+	case !ch.gone:
+		ch.writeLocked(&f)
+		ch.urgent = true
+	}
 	ch.acks++
 	return ch.acks
 }
@@ -77,6 +96,7 @@ func (ch *channel) flush() {
 	}
 	b, acks := ch.out, ch.acks
 	ch.out = ch.spare[:0]
+	ch.prompt = false
 	if ch.gone {
 		b = b[:0]
 	}
@@ -144,7 +164,7 @@ func (ch *channel) armLaterLocked(t time.Time) {
 }
 
 // onLater runs on the later timer's goroutine: it rejects what nobody took, asks
-// for more after the limit of open files, and tells closes.
+// for more after the limit of open files, tells closes and sends what was not prompt.
 func (ch *channel) onLater() {
 	ch.mu.Lock()
 	now := time.Now()
@@ -164,9 +184,9 @@ func (ch *channel) onLater() {
 			ch.armLaterLocked(at)
 		} else {
 			ch.tellClosedLocked()
-			ch.urgent = true
 		}
 	}
+	ch.urgent = len(ch.out) > 0
 	ch.exitIfDoneLocked()
 	ch.unlock()
 }
