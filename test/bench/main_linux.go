@@ -1,20 +1,23 @@
-// Command bench measures what a connection costs the master, against a minimal
-// one in C (testdata/refmaster.c) with the same workers and the same clients. It
-// needs Linux, Go and gcc.
+// Command bench compares rrd with what else there is, on one machine, and with
+// the least that could be. It needs Linux, Go and gcc, and the peers: haproxy,
+// nginx with its stream module, and node.
 //
-//	go run ./test/bench                            the table of docs/performance.md
-//	go run ./test/bench -rounds 5                  a quick look
-//	go run ./test/bench -at 4x1,16x1,64x1,256x1    other numbers of workers and windows
-//	go run ./test/bench -also /tmp/rrd-before      with another build, to see what a change does
+//	go run ./test/bench                            rrd's policies, HAProxy, nginx and Node's primary, on short and long
+//	                                               connections, fast and slow answers
+//	go run ./test/bench -rounds 2 -only rr,nginx   a quick look; -phases picks what is done
+//	go run ./test/bench -scale                     many workers, many waiting, and rates from 100/s
+//	go run ./test/bench -master                    the master's CPU alone, against a minimal one in C (testdata/refmaster.c)
+//	go run ./test/bench -master -at 4x1,16x1       other numbers of workers and windows
+//	go run ./test/bench -master -also /tmp/before  with another build of rrd, to see what a change does
 //	go run ./test/bench -node                      a Node program under Node's own primary and under rrd
 //
-// All masters run all the time. In each round every one has its turn with the
+// All contestants run all the time. In each round every one has its turn with the
 // clients, one after the other, so that what else the machine does meets all of
 // them alike. Figures are medians over the rounds, and so are ratios: of two
 // figures of the same round. Ratios hold where figures move with the machine;
 // many short rounds give better ones than a few long ones.
 //
-// CPU time is that of the whole process, all threads, in user mode and in the
+// CPU time is that of whole processes, all threads, in user mode and in the
 // kernel, from before the first connection to after the last. The kernel charges
 // the work on loopback packets to whoever sends them, so the clients and the
 // workers pay for those.
@@ -28,18 +31,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
-	"time"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 		}
@@ -47,74 +45,7 @@ func main() {
 	}
 }
 
-// plan is what the flags ask for.
-type plan struct {
-	at      []setting
-	rounds  int
-	load    time.Duration // of one turn
-	clients int
-	queue   int // waiting connections to measure memory with; 0: not measured
-	also    []string
-	node    bool // Node's primary is the reference
-}
-
-// setting is a number of workers and how many answers each may owe.
-type setting struct{ workers, window int }
-
-func (s setting) String() string { return fmt.Sprintf("%dx%d", s.workers, s.window) }
-
-func parse(args []string) (*plan, error) {
-	p := &plan{}
-	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	fs.BoolVar(&p.node, "node", false, "compare with Node's own primary; needs node")
-	at := fs.String("at", "", "what to measure: `WORKERSxWINDOW`, several with commas, or none for memory only (default 4x1,4x4,256x1; with -node 4x1,4x4,4x16)")
-	fs.IntVar(&p.rounds, "rounds", 20, "turns of each master")
-	seconds := fs.Float64("seconds", 0.25, "length of a turn")
-	fs.IntVar(&p.clients, "clients", 64, "connections open at a time")
-	fs.IntVar(&p.queue, "queue", 4096, "waiting connections to measure the memory with; 0: do not")
-	also := fs.String("also", "", "other builds of rrd to measure along: `PATHS` with commas")
-	if err := fs.Parse(args); err != nil {
-		return nil, err
-	}
-	p.also = split(*also)
-	p.load = time.Duration(*seconds * float64(time.Second))
-	switch {
-	case fs.NArg() > 0:
-		return nil, fmt.Errorf("%q is no flag", fs.Arg(0))
-	case p.rounds < 1:
-		return nil, fmt.Errorf("-rounds: %d is too few", p.rounds)
-	case p.load < time.Millisecond:
-		return nil, fmt.Errorf("-seconds: %v is too short", *seconds)
-	case p.clients < 1 || p.clients > 4096:
-		return nil, fmt.Errorf("-clients: %d is not from 1 to 4096", p.clients)
-	case p.queue < 0 || p.queue > 1<<15:
-		return nil, fmt.Errorf("-queue: %d is not from 0 to %d", p.queue, 1<<15)
-	}
-	switch {
-	case *at == "" && p.node:
-		*at = "4x1,4x4,4x16"
-	case *at == "":
-		*at = "4x1,4x4,256x1"
-	case *at == "none":
-		*at = ""
-	}
-	for _, s := range split(*at) {
-		workers, window, ok := strings.Cut(s, "x")
-		n, err := strconv.Atoi(workers)
-		m, werr := strconv.Atoi(window)
-		if !ok || err != nil || werr != nil || n < 1 || n > 1024 || m < 1 || m > 1024 {
-			return nil, fmt.Errorf("-at: %q is not like 4x1, each from 1 to 1024", s)
-		}
-		p.at = append(p.at, setting{n, m})
-	}
-	return p, nil
-}
-
-func split(list string) []string {
-	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
-}
-
-func run(ctx context.Context, args []string, out io.Writer) error {
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	p, err := parse(args)
 	if err != nil {
 		return err
@@ -128,46 +59,58 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{plan: p, dir: dir, masters: slices.Clone(masters), turns: make(map[turnID]result)}
-	if p.node {
-		b.masters = nodeMasters(filepath.Join(root, "test", "bench", "testdata"), "")
-	}
-	for _, path := range p.also {
-		if p.node {
-			b.masters = append(b.masters, nodeMasters(filepath.Join(root, "test", "bench", "testdata"), path)[1:]...)
-			continue
+	b := &bench{plan: p, dir: dir, testdata: testdataIn(root), progress: progress}
+	from := about(ctx, root)
+	switch p.mode {
+	case comparison:
+		if err := b.compare(ctx); err != nil {
+			return err
 		}
-		b.masters = append(b.masters, another(path)...)
+		if err := b.draw(b.comparisonPicture(from)); err != nil {
+			return err
+		}
+		return b.printComparison(out, from+"; "+versions(ctx))
+	case scale:
+		if err := b.scale(ctx); err != nil {
+			return err
+		}
+		if err := b.draw(b.scalePicture(from)); err != nil {
+			return err
+		}
+		return b.printScale(out, from)
 	}
-	if err := b.measure(ctx); err != nil {
+	if err := b.masters(ctx); err != nil {
 		return err
 	}
-	if p.queue > 0 && !p.node {
-		if b.memory, err = b.measureMemory(ctx); err != nil {
-			return fmt.Errorf("measure memory: %w", err)
-		}
-	}
-	return b.print(out)
+	return b.printMasters(out, from)
 }
 
-// buildAll compiles everything into dir: rrd as make does, the rest with gcc. It
-// returns where rrd's sources are.
-func buildAll(ctx context.Context, dir string) (root string, err error) {
-	root, err = output(ctx, nil, "go", "list", "-m", "-f", "{{.Dir}}", "rrd")
-	if err != nil {
-		return "", fmt.Errorf("find rrd, which is in its own module only: %w", err)
-	}
-	root = strings.TrimSpace(root)
-	build := []string{"go", "build", "-C", root, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w",
-		"-o", filepath.Join(dir, "rrd"), "rrd/cmd/rrd"}
-	if _, err := output(ctx, []string{"CGO_ENABLED=0"}, build...); err != nil {
-		return "", fmt.Errorf("build rrd: %w", err)
-	}
-	for _, name := range []string{"minworker", "refmaster", "client"} {
-		source := filepath.Join(root, "test", "bench", "testdata", name+".c")
-		if _, err := output(ctx, nil, "gcc", "-O2", "-o", filepath.Join(dir, name), source); err != nil {
-			return "", fmt.Errorf("build %s: %w", name, err)
+// masters measures the masters alone.
+func (b *bench) masters(ctx context.Context) error {
+	for _, s := range b.at {
+		kinds := minimal()
+		if b.mode == nodeOnly {
+			kinds = nodePair(b.testdata, "")
 		}
+		for _, path := range b.also {
+			if b.mode == nodeOnly {
+				kinds = append(kinds, nodePair(b.testdata, path)[1])
+				continue
+			}
+			kinds = append(kinds, another(path)...)
+		}
+		b.groups = append(b.groups, newGroup("", s, kinds...))
 	}
-	return root, nil
+	if err := b.run(ctx, b.peak()); err != nil {
+		return err
+	}
+	return b.measureQueues(ctx)
+}
+
+// draw writes a picture, if one is wanted.
+func (b *bench) draw(p picture) error {
+	if b.svg == "" {
+		return nil
+	}
+	return os.WriteFile(b.svg, []byte(p.svg()), 0o644)
 }

@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -25,10 +30,39 @@ func (s spread) text(digits int) string {
 	return fmt.Sprintf("%.*f (%.*f–%.*f)", digits, s.median, digits, s.least, digits, s.most)
 }
 
-func (b *bench) figures(at setting, name string, of func(result) float64) []float64 {
-	v := make([]float64, b.rounds)
-	for round := range v {
-		v[round] = of(b.turns[turnID{at, name, round}])
+// significant is for figures of any size. One round has no least and most.
+func (s spread) significant() string {
+	if s.least == s.most {
+		return significant(s.median)
+	}
+	return fmt.Sprintf("%s (%s–%s)", significant(s.median), significant(s.least), significant(s.most))
+}
+
+// significant has three digits, or all of a whole number.
+func significant(v float64) string {
+	switch {
+	case v >= 100:
+		return thousands(v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// thousands is a whole number as people write it.
+func thousands(v float64) string {
+	digits := fmt.Sprintf("%.0f", v)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}
+
+// figures are of the rounds of a phase, in their order.
+func (c *contestant) figures(phase string, of func(result) float64) []float64 {
+	v := make([]float64, len(c.turns[phase]))
+	for round, r := range c.turns[phase] {
+		v[round] = of(r)
 	}
 	return v
 }
@@ -42,69 +76,121 @@ func ratios(a, b []float64) spread {
 	return spreadOf(v)
 }
 
-func rate(r result) float64 { return r.rate }
-func cpu(r result) float64  { return r.cpu }
+func rate(r result) float64       { return r.rate }
+func cpu(r result) float64        { return r.cpu }
+func workerCPU(r result) float64  { return r.workerCPU }
+func allCPU(r result) float64     { return r.cpu + r.workerCPU }
+func half(r result) float64       { return r.p50 }
+func tail(r result) float64       { return r.p99 }
+func unevenness(r result) float64 { return r.unevenness }
 
-// print writes the tables that docs/performance.md holds.
-func (b *bench) print(out io.Writer) error {
+// printMasters writes the tables of the masters alone.
+func (b *bench) printMasters(out io.Writer, about string) error {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\nMedian (least–most); ratios are within a round.\n", machine(), b.load, b.rounds, b.clients)
-	if len(b.at) > 0 {
-		b.printTurns(&s)
-		b.printGrowth(&s)
-	}
-	if b.memory.queued > 0 {
-		fmt.Fprintf(&s, "\nMemory with %d workers and %d connections queued: %.1f MB resident, %.1f MB at most.\n",
-			memoryWorkers, b.memory.queued, float64(b.memory.rss)/1024, float64(b.memory.peak)/1024)
-	}
+	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\nMedian (least–most); ratios are within a round.\n", about, b.load, b.rounds, b.clients)
+	b.printTurns(&s)
+	b.printMemory(&s)
 	_, err := io.WriteString(out, s.String())
 	return err
 }
 
 func (b *bench) printTurns(s *strings.Builder) {
+	if len(b.groups) == 0 {
+		return
+	}
 	s.WriteString("\n| workers | window | master | us of CPU per connection | to the first | connections/s | to the first | MB | failed |\n|---|---|---|---|---|---|---|---|---|\n")
-	for _, at := range b.at {
-		refCPU, refRate := b.figures(at, b.masters[0].name, cpu), b.figures(at, b.masters[0].name, rate)
-		for _, k := range b.masters {
-			c, r := b.figures(at, k.name, cpu), b.figures(at, k.name, rate)
+	for _, g := range b.groups {
+		first := g.contestants[0]
+		for _, c := range g.contestants {
 			toCPU, toRate := "", ""
-			if k.name != b.masters[0].name {
-				toCPU, toRate = ratios(c, refCPU).text(2), ratios(r, refRate).text(2)
+			if c != first {
+				toCPU = ratios(c.figures("peak", cpu), first.figures("peak", cpu)).text(2)
+				toRate = ratios(c.figures("peak", rate), first.figures("peak", rate)).text(2)
 			}
-			failed := 0
-			for round := range b.rounds {
-				failed += b.turns[turnID{at, k.name, round}].failed
-			}
-			fmt.Fprintf(s, "| %d | %d | %s | %s | %s | %s | %s | %.1f | %d |\n", at.workers, at.window, k.name,
-				spreadOf(c).text(2), toCPU, spreadOf(r).text(0), toRate, float64(b.rss[turnID{at, k.name, 0}])/1024, failed)
+			fmt.Fprintf(s, "| %d | %d | %s | %s | %s | %s | %s | %.1f | %s |\n", c.at.workers, c.at.window, c.name,
+				spreadOf(c.figures("peak", cpu)).text(2), toCPU, spreadOf(c.figures("peak", rate)).text(0), toRate,
+				float64(c.rss)/1024, c.failures("peak"))
 		}
 	}
+	b.printGrowth(s)
 }
 
 // printGrowth compares the most workers with the least at the same window.
 func (b *bench) printGrowth(s *strings.Builder) {
-	for _, most := range b.at {
-		for _, least := range b.at {
-			if most.window != least.window || most.workers <= least.workers {
+	for _, most := range b.groups {
+		for _, least := range b.groups {
+			m, l := most.contestants[0].at, least.contestants[0].at
+			if m.window != l.window || m.workers <= l.workers {
 				continue
 			}
-			fmt.Fprintf(s, "\nCPU per connection, %d workers to %d at window %d:", most.workers, least.workers, most.window)
-			for i, k := range b.masters {
+			fmt.Fprintf(s, "\nCPU per connection, %d workers to %d at window %d:", m.workers, l.workers, m.window)
+			for i, c := range most.contestants {
 				if i > 0 {
 					s.WriteByte(';')
 				}
-				fmt.Fprintf(s, " %s %s", k.name, ratios(b.figures(most, k.name, cpu), b.figures(least, k.name, cpu)).text(2))
+				fmt.Fprintf(s, " %s %s", c.name, ratios(c.figures("peak", cpu), least.contestants[i].figures("peak", cpu)).text(2))
 			}
 			s.WriteString(".\n")
 		}
 	}
 }
 
-func machine() string {
+func (b *bench) printMemory(s *strings.Builder) {
+	for _, m := range b.memory {
+		fmt.Fprintf(s, "\nMemory with %d workers and %d connections queued: %.1f MB resident, %.1f MB at most.\n",
+			memoryWorkers, m.queued, float64(m.rss)/1024, float64(m.peak)/1024)
+	}
+}
+
+// about says where and of what the figures are, and how busy the machine was before them.
+func about(ctx context.Context, root string) string {
 	kernel := "?"
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	return fmt.Sprintf("%s, Linux %s, %d CPUs, %s", time.Now().Format(time.DateOnly), kernel, runtime.NumCPU(), runtime.Version())
+	loads, _ := os.ReadFile("/proc/loadavg")
+	load, _, _ := strings.Cut(string(loads), " ")
+	return fmt.Sprintf("%s, commit %s; Linux %s, %d CPUs (%s), load %s before; %s",
+		time.Now().Format(time.DateOnly), commit(ctx, root), kernel, runtime.NumCPU(), cpuName(), load, runtime.Version())
 }
+
+// commit is what the sources are, if git knows it.
+func commit(ctx context.Context, root string) string {
+	out, err := exec.CommandContext(ctx, "git", "-C", root, "describe", "--always", "--dirty", "--exclude=*").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func cpuName() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range bytes.Lines(text) {
+		if name, ok := bytes.CutPrefix(line, []byte("model name")); ok {
+			return strings.TrimLeft(strings.TrimSpace(string(name)), ": \t")
+		}
+	}
+	return runtime.GOARCH
+}
+
+// versions are of the peers.
+func versions(ctx context.Context) string {
+	var v []string
+	for _, command := range [][]string{{"haproxy", "-v"}, {"nginx", "-v"}, {"node", "--version"}} {
+		path, err := tool(command[0])
+		if err != nil {
+			continue
+		}
+		out, err := exec.CommandContext(ctx, path, command[1:]...).CombinedOutput()
+		if err == nil {
+			v = append(v, version(command[0], string(out)))
+		}
+	}
+	return strings.Join(v, ", ")
+}
+
+var numbers = regexp.MustCompile(`[0-9]+(\.[0-9]+)+`)
+
+// version is a program with the first number that it says of itself.
+func version(program, said string) string { return program + " " + numbers.FindString(said) }

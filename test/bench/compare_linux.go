@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The comparison: rrd's policies and the proxies before the same worker in Go,
+// and rrd and Node's own primary before the same program.
+
+var (
+	contestantNames = []string{"rr", "none", "reuseport", "haproxy", "nginx", "node"}
+	phaseNames      = []string{"peak", "30", "70", "slow", "even", "long"}
+)
+
+const (
+	inGo   = "net/http"
+	inNode = "Node"
+)
+
+func (b *bench) compare(ctx context.Context) error {
+	var kinds []kind
+	for _, k := range append(policies(), proxies()...) {
+		if slices.Contains(b.only, strings.ToLower(k.name)) {
+			kinds = append(kinds, k)
+		}
+	}
+	if len(kinds) > 0 {
+		b.groups = append(b.groups, newGroup(inGo, b.at[0], kinds...))
+	}
+	if slices.Contains(b.only, "node") {
+		b.groups = append(b.groups, newGroup(inNode, b.at[0], nodePair(b.testdata, "")...))
+	}
+	var phases []phase
+	for _, p := range b.comparePhases() {
+		if slices.Contains(b.phases, p.name) {
+			phases = append(phases, p)
+		}
+	}
+	return b.run(ctx, phases...)
+}
+
+func (b *bench) comparePhases() []phase {
+	return []phase{
+		{name: "peak", rounds: b.rounds, load: func(*group) load { return b.closedLoad() }},
+		{name: "30", rounds: b.rounds, load: goOnly(func(g *group) load { return b.openLoad(0.3 * g.base()) })},
+		{name: "70", rounds: b.rounds, load: func(g *group) load { return b.openLoad(0.7 * g.base()) }},
+		{name: "slow", rounds: b.rounds, load: goOnly(func(g *group) load { return b.slowLoad(g.contestants[0].at.workers) })},
+		{name: "even", rounds: 1, cold: true, load: goOnly(func(*group) load {
+			return load{clients: 1, duration: longTurn, count: b.inTurn, path: "/"}
+		})},
+		{name: "long", rounds: min(b.rounds, 3), cold: true, load: goOnly(func(*group) load {
+			return load{clients: 1, duration: longTurn, count: 1, path: fmt.Sprint("/bytes?n=", b.bytes)}
+		})},
+	}
+}
+
+// longTurn is for turns that end by themselves.
+const longTurn = 5 * time.Minute
+
+func goOnly(of func(*group) load) func(*group) load {
+	return func(g *group) load {
+		if g.name != inGo {
+			return load{}
+		}
+		return of(g)
+	}
+}
+
+// base is the peak of the contestant that has the lowest: a rate that all can
+// serve, so that their latencies are compared at the same load.
+func (g *group) base() float64 {
+	var peaks []float64
+	for _, c := range g.contestants {
+		peaks = append(peaks, spreadOf(c.figures("peak", rate)).median)
+	}
+	return slices.Min(peaks)
+}
+
+// Slow requests: one in 20 is very slow (client.c's RARE), and each worker has
+// only so many places for them (goworker).
+const (
+	slowPlaces = 8
+	slowTime   = 10 * time.Millisecond
+	verySlow   = 500 * time.Millisecond
+)
+
+// slowRate is 70 % of what workers can serve of the slow requests.
+func slowRate(workers int) float64 {
+	mean := (19*slowTime + verySlow) / 20
+	return 0.7 * float64(workers) * slowPlaces / mean.Seconds()
+}
+
+func (b *bench) slowLoad(workers int) load {
+	l := b.openLoad(slowRate(workers))
+	l.path = fmt.Sprint("/slow?ms=", slowTime.Milliseconds())
+	l.rare = fmt.Sprint("/slow?ms=", verySlow.Milliseconds())
+	l.duration *= 2 // for the places to fill and for some to be very slow
+	return l
+}
+
+// title is a phase as the table has it.
+func (b *bench) title(phase string, g *group) string {
+	switch phase {
+	case "peak":
+		return fmt.Sprintf("closed, %d clients", b.clients)
+	case "30":
+		return fmt.Sprintf("open, %s/s", thousands(0.3*g.base()))
+	case "70":
+		return fmt.Sprintf("open, %s/s", thousands(0.7*g.base()))
+	case "slow":
+		return fmt.Sprintf("slow handlers, %s/s", thousands(slowRate(g.contestants[0].at.workers)))
+	case "even":
+		return fmt.Sprintf("%s one by one", thousands(float64(b.inTurn)))
+	}
+	return fmt.Sprintf("one, of %s bytes", thousands(float64(b.bytes)))
+}
+
+// testdataIn is where the programs that are not compiled are.
+func testdataIn(root string) string { return filepath.Join(root, "test", "bench", "testdata") }
