@@ -13,11 +13,13 @@ BENCHSTAT := .cache/bin/benchstat
 # What the programs of test/node need, and the versions of Node that node-matrix runs them with.
 PROGRAMS  := test/node/node_modules/.package-lock.json
 NODES     ?= 18.20.8 20.20.2 22.23.3 24.21.0 26.10.0
+# Debian's packages of what make bench compares rrd with, and of the compiler for its clients.
+PEERS     := gcc libc6-dev haproxy nginx libnginx-mod-stream nodejs
 # rrd/test itself is end to end; all other packages are unit tests, beside their code.
 UNIT = $$(go list ./... | grep -vx rrd/test)
 export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
 
-.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-master bench-node fuzz-short e2e node-matrix soak clean
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-scale bench-master bench-node bench-micro fuzz-short e2e node-matrix soak clean
 .NOTPARALLEL: # each step uses all the cores by itself
 
 help: ## this list
@@ -31,7 +33,7 @@ test: UNITFLAGS = -short
 test: setup format vet windows lint build unit race bench-once fuzz-short e2e ## all of what CI runs: from setup to e2e, as listed here
 
 setup: ## install what the tests need (Debian, as root), or say what is missing
-	@.ci/setup gcc libc6-dev strace curl python3 nodejs npm systemd
+	@.ci/setup $(PEERS) strace curl python3 npm systemd
 	@$(MAKE) --no-print-directory $(PROGRAMS)
 
 format: $(LINT) ## fail if gofmt or goimports would change a file (fmt changes it)
@@ -59,15 +61,23 @@ race: ## unit tests under the race detector (needs cgo and a C compiler)
 bench-once: ## every benchmark once, to see that it still runs
 	go test -run '^$$' -bench . -benchtime 1x -timeout 5m $(UNIT) | grep -vE 'no test files|^(goos|goarch|pkg|cpu|PASS)'; exit $${PIPESTATUS[0]}
 
-bench: $(BENCHSTAT) ## benchmarks, COUNT times; OLD=file compares with an earlier .cache/bench.txt
-	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(UNIT) | tee $(BENCH); exit $${PIPESTATUS[0]}
-	$(BENCHSTAT) $(OLD) $(BENCH)
+bench: ## rrd, HAProxy, nginx and Node's primary side by side, and the picture of it (docs/performance.md)
+	@.ci/setup $(PEERS)
+	go run ./test/bench -svg docs/bench.svg
+
+bench-scale: ## many workers, many waiting, rates from 100/s to the peak, and the picture of it (docs/performance.md)
+	@.ci/setup gcc libc6-dev
+	go run ./test/bench -scale -svg docs/bench-scale.svg
 
 bench-master: ## the master's cost of a connection, against a minimal one in C (docs/performance.md)
-	go run ./test/bench
+	go run ./test/bench -master
 
 bench-node: ## a Node program under Node's own primary and under rrd (docs/performance.md)
 	go run ./test/bench -node
+
+bench-micro: $(BENCHSTAT) ## benchmarks of the parts, COUNT times; OLD=file compares with an earlier .cache/bench.txt
+	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(UNIT) | tee $(BENCH); exit $${PIPESTATUS[0]}
+	$(BENCHSTAT) $(OLD) $(BENCH)
 
 fuzz-short: ## every fuzz target for FUZZTIME (20000x inputs, or 10m)
 	@.ci/fuzz $(FUZZTIME)
