@@ -13,10 +13,10 @@ func (b *bench) comparisonPicture(about string) picture {
 			title, phase string
 			of           func(result) float64
 		}{
-			{"connections/s at the peak (more is better)", "peak", rate},
-			{"p99 in ms, all at the same rate (less is better)", "70", tail},
-			{"us of CPU per connection, all processes (less is better)", "peak", allCPU},
-			{"us of CPU per connection, master or proxy (less is better)", "peak", cpu},
+			{"connections/s at the peak (long is good)", "peak", rate},
+			{"p99 in ms, all at one rate (short is good)", "70", tail},
+			{"CPU per connection in us, all processes", "peak", allCPU},
+			{"CPU per connection in us, master or proxy", "peak", cpu},
 		} {
 			p.add(g.name+": "+of.title, g.bars(of.phase, of.of))
 		}
@@ -42,8 +42,8 @@ func (b *bench) scalePicture(about string) picture {
 		mb := float64(m.rss) / 1024
 		byQueue = append(byQueue, bar{thousands(float64(m.queued)), true, spread{mb, mb, mb}})
 	}
-	p.add("us of CPU per connection, by workers at window 1", byWorkers)
-	p.add("us of CPU per connection, by connections/s", byRate)
+	p.add("CPU per connection in us, by workers", byWorkers)
+	p.add("CPU per connection in us, by rate", byRate)
 	p.add(fmt.Sprintf("MB of rrd with %d workers, by connections queued", memoryWorkers), byQueue)
 	return p
 }
