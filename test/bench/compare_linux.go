@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// The comparison: rrd's policies and the proxies before the same worker in Go,
-// and rrd and Node's own primary before the same program.
+// The comparison: rrd's policies and the proxies before the same worker in Go; rrd
+// and the proxies before one in C, which costs so little that the way to it is most
+// of all; rrd and Node's own primary before the same program.
 
 var (
 	contestantNames = []string{"rr", "none", "reuseport", "haproxy", "nginx", "node"}
@@ -19,19 +20,13 @@ var (
 
 const (
 	inGo   = "net/http"
+	inC    = "C"
 	inNode = "Node"
 )
 
 func (b *bench) compare(ctx context.Context) error {
-	var kinds []kind
-	for _, k := range append(policies(), proxies()...) {
-		if slices.Contains(b.only, strings.ToLower(k.name)) {
-			kinds = append(kinds, k)
-		}
-	}
-	if len(kinds) > 0 {
-		b.groups = append(b.groups, newGroup(inGo, b.at[0], kinds...))
-	}
+	b.addGroup(inGo, append(policies(), proxies(goworker)...)...)
+	b.addGroup(inC, append([]kind{master("rr", rrdCommand("", minworker), rrdReady)}, proxies(minworker)...)...)
 	if slices.Contains(b.only, "node") {
 		b.groups = append(b.groups, newGroup(inNode, b.at[0], nodePair(b.testdata, "")...))
 	}
@@ -44,30 +39,39 @@ func (b *bench) compare(ctx context.Context) error {
 	return b.run(ctx, phases...)
 }
 
+// addGroup adds those that are wanted.
+func (b *bench) addGroup(name string, kinds ...kind) {
+	kinds = slices.DeleteFunc(kinds, func(k kind) bool { return !slices.Contains(b.only, strings.ToLower(k.name)) })
+	if len(kinds) > 0 {
+		b.groups = append(b.groups, newGroup(name, b.at[0], kinds...))
+	}
+}
+
 func (b *bench) comparePhases() []phase {
 	return []phase{
 		{name: "peak", rounds: b.rounds, load: func(*group) load { return b.closedLoad() }},
-		{name: "30", rounds: b.rounds, load: goOnly(func(g *group) load { return b.openLoad(0.3 * g.base()) })},
-		{name: "70", rounds: b.rounds, load: func(g *group) load { return b.openLoad(0.7 * g.base()) }},
-		{name: "slow", rounds: b.rounds, load: goOnly(func(g *group) load { return b.slowLoad(g.contestants[0].at.workers) })},
-		{name: "even", rounds: 1, cold: true, load: goOnly(func(*group) load {
+		{name: "30", rounds: b.rounds, load: of(func(g *group) load { return b.openLoad(0.3 * g.base()) }, inGo)},
+		{name: "70", rounds: b.rounds, load: of(func(g *group) load { return b.openLoad(0.7 * g.base()) }, inGo, inNode)},
+		{name: "slow", rounds: (b.rounds + 1) / 2, load: of(func(g *group) load { return b.slowLoad(g.contestants[0].at.workers) }, inGo)},
+		{name: "even", rounds: 1, cold: true, load: of(func(*group) load {
 			return load{clients: 1, duration: longTurn, count: b.inTurn, path: "/"}
-		})},
-		{name: "long", rounds: min(b.rounds, 3), cold: true, load: goOnly(func(*group) load {
+		}, inGo)},
+		{name: "long", rounds: min(b.rounds, 3), cold: true, load: of(func(*group) load {
 			return load{clients: 1, duration: longTurn, count: 1, path: fmt.Sprint("/bytes?n=", b.bytes)}
-		})},
+		}, inGo)},
 	}
 }
 
 // longTurn is for turns that end by themselves.
 const longTurn = 5 * time.Minute
 
-func goOnly(of func(*group) load) func(*group) load {
+// of leaves all but these groups out of a load.
+func of(l func(*group) load, names ...string) func(*group) load {
 	return func(g *group) load {
-		if g.name != inGo {
+		if !slices.Contains(names, g.name) {
 			return load{}
 		}
-		return of(g)
+		return l(g)
 	}
 }
 
@@ -99,7 +103,7 @@ func (b *bench) slowLoad(workers int) load {
 	l := b.openLoad(slowRate(workers))
 	l.path = fmt.Sprint("/slow?ms=", slowTime.Milliseconds())
 	l.rare = fmt.Sprint("/slow?ms=", verySlow.Milliseconds())
-	l.duration *= 2 // for the places to fill and for some to be very slow
+	l.duration *= 4 // for the places to fill and for some to be very slow
 	return l
 }
 

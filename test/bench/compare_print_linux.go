@@ -25,10 +25,10 @@ func (b *bench) printComparison(out io.Writer, about string) error {
 func (s setting) words() string { return fmt.Sprintf("%d workers, window %d", s.workers, s.window) }
 
 func (b *bench) printBase(s *strings.Builder) {
-	if !slices.Contains(b.phases, "peak") {
-		return
-	}
 	for _, g := range b.groups {
+		if len(g.contestants[0].turns["70"]) == 0 {
+			continue
+		}
 		fmt.Fprintf(s, "Open loops with %s: 30 %% and 70 %% of %s connections/s, the lowest peak there, for all.\n", g.name, thousands(g.base()))
 	}
 }
@@ -132,7 +132,7 @@ func (b *bench) printRatios(s *strings.Builder) {
 			if ours == nil || c == ours {
 				continue
 			}
-			fmt.Fprintf(s, "| %s to %s |", ours.name, c.name)
+			fmt.Fprintf(s, "| %s to %s, %s |", ours.name, c.name, g.name)
 			for _, r := range compared {
 				fmt.Fprintf(s, " %s |", ours.to(c, r.phase, r.of))
 			}

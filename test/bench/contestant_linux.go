@@ -96,7 +96,7 @@ func reference() kind { return master("reference", refCommand, refReady) }
 func rescuing() kind  { return master("rrd, rescue", rrdCommand("", minworker), rrdReady) }
 
 func refCommand(dir string, s setting) []string {
-	return []string{filepath.Join(dir, "refmaster"), strconv.Itoa(s.workers), strconv.Itoa(s.window), filepath.Join(dir, "minworker")}
+	return []string{filepath.Join(dir, "refmaster"), strconv.Itoa(s.workers), strconv.Itoa(s.window), filepath.Join(dir, minworker)}
 }
 
 // refReady is for what prints "ready ADDRESS".
@@ -131,7 +131,7 @@ func nodePair(testdata, rrd string) []kind {
 func policies() (kinds []kind) {
 	for _, policy := range []string{"rr", "none", "reuseport"} {
 		kinds = append(kinds, master(policy, func(dir string, s setting) []string {
-			return append(rrdBase(dir, "", s), "--policy="+policy, "--listen="+anyPort, "--", filepath.Join(dir, "goworker"), anyPort)
+			return append(rrdBase(dir, "", s), "--policy="+policy, "--listen="+anyPort, "--", filepath.Join(dir, goworker), anyPort)
 		}, rrdReady))
 	}
 	return kinds
@@ -139,6 +139,7 @@ func policies() (kinds []kind) {
 
 const (
 	anyPort   = "127.0.0.1:0"
+	goworker  = "goworker"
 	minworker = "minworker"
 )
 

@@ -45,10 +45,10 @@ var defaults = map[string]struct {
 	rounds    int
 	seconds   float64
 }{
-	comparison: {at: "4x4", rounds: 8, seconds: 1},
+	comparison: {at: "4x4", rounds: 16, seconds: 0.5},
 	masterOnly: {at: "4x1,4x4,256x1", queue: "4096", rounds: 20, seconds: 0.25},
 	nodeOnly:   {at: "4x1,4x4,4x16", rounds: 20, seconds: 0.25},
-	scale:      {at: "4x1,64x1,256x1,1024x1", queue: "0,1000,10000", rounds: 8, seconds: 0.5},
+	scale:      {at: "4x1,64x1,256x1,1024x1", queue: "0,1000,10000", rounds: 12, seconds: 0.5},
 }
 
 // uses says which modes have a flag that not all have.
@@ -80,8 +80,8 @@ func (p *plan) flags() (*flag.FlagSet, *words) {
 		scale:      fs.Bool(scale, false, "many workers, many waiting, and rates from 100/s"),
 	}
 	fs.StringVar(&w.at, "at", "", "`WORKERSxWINDOW`, several with commas where the mode compares them, or none")
-	fs.IntVar(&p.rounds, "rounds", 0, "turns of each contestant (8; with -master and -node 20)")
-	fs.Float64Var(&w.seconds, "seconds", 0, "length of a turn (1; with -scale 0.5, with -master and -node 0.25)")
+	fs.IntVar(&p.rounds, "rounds", 0, "turns of each contestant (16; with -scale 12, with -master and -node 20)")
+	fs.Float64Var(&w.seconds, "seconds", 0, "length of a turn (0.5; with -master and -node 0.25)")
 	fs.IntVar(&p.clients, "clients", 64, "connections open at a time in a closed loop")
 	fs.StringVar(&w.queue, "queue", "", "`NUMBERS` of waiting connections to measure the memory with, or none (with -master 4096, with -scale 0,1000,10000)")
 	fs.StringVar(&w.also, "also", "", "other builds of rrd to measure along: `PATHS` with commas")

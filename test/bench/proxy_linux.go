@@ -14,12 +14,12 @@ import (
 )
 
 // The proxies: HAProxy and nginx pass bytes between the client and the same
-// worker in Go, each worker on a port of its own. Both use one thread, as rrd's
-// master does.
+// workers that rrd has, each on a port of its own. Both use one thread, as rrd's
+// master does, and are otherwise as they come.
 
-func proxies() []kind {
+func proxies(program string) []kind {
 	return []kind{
-		proxy("HAProxy", func(dir, address string, workers []string) ([]string, error) {
+		proxy("HAProxy", program, func(dir, address string, workers []string) ([]string, error) {
 			haproxy, err := tool("haproxy")
 			if err != nil {
 				return nil, err
@@ -27,7 +27,7 @@ func proxies() []kind {
 			file := filepath.Join(dir, "haproxy.cfg")
 			return []string{haproxy, "-db", "-f", file}, os.WriteFile(file, []byte(haproxyConfig(address, workers)), 0o600)
 		}),
-		proxy("nginx", func(dir, address string, workers []string) ([]string, error) {
+		proxy("nginx", program, func(dir, address string, workers []string) ([]string, error) {
 			nginx, err := tool("nginx")
 			if err != nil {
 				return nil, err
@@ -45,7 +45,7 @@ func proxies() []kind {
 }
 
 // proxy is a kind that is started behind its workers; command also writes its configuration.
-func proxy(name string, command func(dir, address string, workers []string) ([]string, error)) kind {
+func proxy(name, program string, command func(dir, address string, workers []string) ([]string, error)) kind {
 	return kind{name, func(ctx context.Context, dir string, s setting) (_ *site, err error) {
 		behind := &site{}
 		defer func() {
@@ -55,7 +55,7 @@ func proxy(name string, command func(dir, address string, workers []string) ([]s
 		}()
 		var addresses []string
 		for range s.workers {
-			p, err := start(ctx, []string{filepath.Join(dir, "goworker"), anyPort}, refReady)
+			p, err := start(ctx, []string{filepath.Join(dir, program), anyPort}, refReady)
 			if err != nil {
 				return nil, err
 			}
@@ -66,7 +66,11 @@ func proxy(name string, command func(dir, address string, workers []string) ([]s
 		if behind.address, err = freeAddress(ctx); err != nil {
 			return nil, err
 		}
-		argv, err := command(dir, behind.address, addresses)
+		own, err := os.MkdirTemp(dir, name+"-")
+		if err != nil {
+			return nil, err
+		}
+		argv, err := command(own, behind.address, addresses)
 		if err != nil {
 			return nil, err
 		}

@@ -4,10 +4,15 @@
  * handoffs of a message in one message before it reads a byte.
  *
  *   rrd --policy rr --listen 127.0.0.1:8080 -- minworker 127.0.0.1:8080
+ *
+ * Without a master it listens by itself, on a free port of 127.0.0.1 whatever the
+ * address, and prints "ready ADDRESS": so it serves behind a proxy.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +24,16 @@
 enum { FRAME = 64, MAXFRAMES = 16, MAXMESSAGE = FRAME + 4096 };
 enum { HELLO = 1, HANDOFF = 2, LISTENING = 3, DRAIN = 4, PING = 5, READY = 16, ACK = 17, REJECT = 18, LISTEN = 20, DRAINED = 22, PONG = 23, TOUCHED = 25 };
 
-static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+/* "ok PID", as goworker says. */
+static char answer[128];
+static size_t answer_len;
+
+static void compose(void)
+{
+	char word[32];
+	int n = snprintf(word, sizeof word, "ok %d", (int)getpid());
+	answer_len = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", n, word);
+}
 
 static void frame(unsigned char *b, uint8_t type, uint64_t seq, uint32_t arg)
 {
@@ -55,8 +69,7 @@ static size_t ntold;
 
 static void tell(int ch)
 {
-	if (ntold)
-		say(ch, told, ntold);
+	say(ch, told, ntold);
 	ntold = 0;
 }
 
@@ -135,25 +148,72 @@ static int message(int ch, int ep)
 	return 1;
 }
 
-int main(int argc, char **argv)
+static void accepting(int ln, int ep)
 {
-	const char *num = getenv("RRD_CHANNEL_FD");
-	if (argc != 2 || !num) {
-		fprintf(stderr, "usage: rrd -- minworker ADDRESS\n");
-		return 2;
-	}
-	int ch = atoi(num), ep = epoll_create1(EPOLL_CLOEXEC);
-	fcntl(ch, F_SETFL, O_NONBLOCK);
-	add(ep, ch);
+	int fd;
+	while ((fd = accept4(ln, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
+		add(ep, fd);
+	if (errno != EAGAIN && errno != ECONNABORTED)
+		exit(1);
+}
+
+static void serve(int ep, int fd)
+{
+	char buf[4096];
+	ssize_t r = read(fd, buf, sizeof buf);
+	if (r < 0 && errno == EAGAIN)
+		return;
+	if (r > 0 && write(fd, answer, answer_len) < 0)
+		;
+	/*
+	 * The master may have its copy yet: then close alone sends no FIN, and
+	 * does not take the descriptor out of epoll.
+	 */
+	epoll_ctl(ep, EPOLL_CTL_DEL, fd, 0);
+	shutdown(fd, SHUT_RDWR);
+	close(fd);
+}
+
+/* Asks the master for the address. */
+static int channel(const char *num, const char *address)
+{
+	int ch = atoi(num);
 	unsigned char b[FRAME + 256];
-	uint32_t len = 4 + strlen(argv[1]);
+	uint32_t len = 4 + strlen(address);
+	fcntl(ch, F_SETFL, O_NONBLOCK);
 	frame(b, LISTEN, 1, 0);
 	memcpy(b + 24, &len, 4);
 	memcpy(b + FRAME, "tcp", 4);
-	strncpy((char *)b + FRAME + 4, argv[1], 200);
+	strncpy((char *)b + FRAME + 4, address, 200);
 	say(ch, b, FRAME + len);
+	return ch;
+}
+
+static int listener(void)
+{
+	struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof a;
+	int ln = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (ln < 0 || bind(ln, (struct sockaddr *)&a, len) || listen(ln, 4096) || getsockname(ln, (struct sockaddr *)&a, &len)) {
+		perror("minworker: listen");
+		exit(1);
+	}
+	printf("ready 127.0.0.1:%d\n", ntohs(a.sin_port));
+	fflush(stdout);
+	return ln;
+}
+
+int main(int argc, char **argv)
+{
+	const char *num = getenv("RRD_CHANNEL_FD");
+	if (argc != 2) {
+		fprintf(stderr, "usage: [rrd --] minworker ADDRESS\n");
+		return 2;
+	}
+	compose();
+	int ep = epoll_create1(EPOLL_CLOEXEC), ch = num ? channel(num, argv[1]) : -1, ln = num ? -1 : listener();
+	add(ep, num ? ch : ln);
 	struct epoll_event ev[64];
-	char buf[4096];
 	for (;;) {
 		int n = epoll_wait(ep, ev, 64, -1);
 		for (int i = 0; i < n; i++) {
@@ -161,23 +221,15 @@ int main(int argc, char **argv)
 			if (fd == ch) {
 				while (message(ch, ep))
 					;
-				continue;
+			} else if (fd == ln) {
+				accepting(ln, ep);
+			} else {
+				if (touches)
+					touched(ch, fd);
+				serve(ep, fd);
 			}
-			if (touches)
-				touched(ch, fd);
-			ssize_t r = read(fd, buf, sizeof buf);
-			if (r < 0 && errno == EAGAIN)
-				continue;
-			if (r > 0 && write(fd, answer, sizeof answer - 1) < 0)
-				;
-			/*
-			 * The master may have its copy yet: then close alone sends no FIN, and
-			 * does not take the descriptor out of epoll.
-			 */
-			epoll_ctl(ep, EPOLL_CTL_DEL, fd, 0);
-			shutdown(fd, SHUT_RDWR);
-			close(fd);
 		}
-		tell(ch);
+		if (ntold)
+			tell(ch);
 	}
 }
