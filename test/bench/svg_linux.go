@@ -52,19 +52,21 @@ func (p picture) svg() string {
 	return p.head(2*panelWidth+3*panelGap, y) + body.String() + "</svg>\n"
 }
 
-// head has colours that are read on white and on black, and by those who tell no red from green.
+// head has colours for light and dark, told apart by those who see no red or green. The
+// page is drawn, too: where the picture is shown, dark may not be what the reader's system prefers.
 func (p picture) head(width, height int) string {
 	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-labelledby="title desc" font-family="system-ui, sans-serif" font-size="13">
 <title id="title">%s</title>
 <desc id="desc">%s</desc>
 <style>
-text { fill: #1f2328 } .soft { fill: #59636e } .ours { fill: #0969da } .theirs { fill: #8c959f } .range { stroke: #1f2328 }
-@media (prefers-color-scheme: dark) { text { fill: #f0f6fc } .soft { fill: #9198a1 } .ours { fill: #4493f8 } .theirs { fill: #6e7681 } .range { stroke: #f0f6fc } }
+.page { fill: #ffffff } text { fill: #1f2328 } .soft { fill: #59636e } .ours { fill: #0969da } .theirs { fill: #8c959f } .range { stroke: #1f2328 }
+@media (prefers-color-scheme: dark) { .page { fill: #0d1117 } text { fill: #f0f6fc } .soft { fill: #9198a1 } .ours { fill: #4493f8 } .theirs { fill: #6e7681 } .range { stroke: #f0f6fc } }
 </style>
+<rect width="%d" height="%d" rx="6" class="page"/>
 <text x="%d" y="24" font-size="16" font-weight="600">%s</text>
 <text x="%d" y="44" font-size="11" class="soft">%s</text>
 `, width, height, width, height, escaped(p.title), escaped(p.description()),
-		panelGap, escaped(p.title), panelGap, escaped(p.about))
+		width, height, panelGap, escaped(p.title), panelGap, escaped(p.about))
 }
 
 // description tells all figures in words.
