@@ -21,10 +21,19 @@ func buildAll(ctx context.Context, dir string) (root string, err error) {
 		return "", fmt.Errorf("build rrd: %w", err)
 	}
 	for _, name := range []string{"minworker", "refmaster", "client"} {
-		source := filepath.Join(root, "test", "bench", "testdata", name+".c")
-		if _, err := output(ctx, nil, "gcc", "-O2", "-o", filepath.Join(dir, name), source); err != nil {
-			return "", fmt.Errorf("build %s: %w", name, err)
+		if err := buildC(ctx, testdataIn(root), dir, name); err != nil {
+			return "", err
 		}
 	}
 	return root, nil
 }
+
+func buildC(ctx context.Context, testdata, dir, name string) error {
+	if _, err := output(ctx, nil, "gcc", "-O2", "-o", filepath.Join(dir, name), filepath.Join(testdata, name+".c")); err != nil {
+		return fmt.Errorf("build %s: %w", name, err)
+	}
+	return nil
+}
+
+// testdataIn is where the programs are that Go does not compile.
+func testdataIn(root string) string { return filepath.Join(root, "test", "bench", "testdata") }

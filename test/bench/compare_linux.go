@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -123,6 +122,3 @@ func (b *bench) title(phase string, g *group) string {
 	}
 	return fmt.Sprintf("one, of %s bytes", thousands(float64(b.bytes)))
 }
-
-// testdataIn is where the programs that are not compiled are.
-func testdataIn(root string) string { return filepath.Join(root, "test", "bench", "testdata") }

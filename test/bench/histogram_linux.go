@@ -18,8 +18,8 @@ func microseconds(index int) float64 {
 		return float64(index)
 	}
 	shift := index>>precision - 1
-	least := (index - shift<<precision) << shift
-	return float64(least) + float64(int(1)<<shift-1)/2
+	least, width := math.Ldexp(float64(index-shift<<precision), shift), math.Ldexp(1, shift)
+	return least + (width-1)/2
 }
 
 func (h histogram) merge(other histogram) {

@@ -61,23 +61,27 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	b := &bench{plan: p, dir: dir, testdata: testdataIn(root), progress: progress}
 	from := about(ctx, root)
-	switch p.mode {
+	err = b.measure(ctx, out, from)
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
+}
+
+// measure does what is asked for and shows it: the table first, which is not to be
+// lost if the picture cannot be written.
+func (b *bench) measure(ctx context.Context, out io.Writer, from string) error {
+	switch b.mode {
 	case comparison:
 		if err := b.compare(ctx); err != nil {
 			return err
 		}
-		if err := b.draw(b.comparisonPicture(from)); err != nil {
-			return err
-		}
-		return b.printComparison(out, from+"; "+versions(ctx))
+		return errors.Join(b.printComparison(out, from+"; "+versions(ctx)), b.draw(b.comparisonPicture(from)))
 	case scale:
 		if err := b.scale(ctx); err != nil {
 			return err
 		}
-		if err := b.draw(b.scalePicture(from)); err != nil {
-			return err
-		}
-		return b.printScale(out, from)
+		return errors.Join(b.printScale(out, from), b.draw(b.scalePicture(from)))
 	}
 	if err := b.masters(ctx); err != nil {
 		return err

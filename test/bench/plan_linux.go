@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,7 +99,12 @@ func (p *plan) flags() (*flag.FlagSet, *words) {
 func parse(args []string) (*plan, error) {
 	p := &plan{}
 	fs, w := p.flags()
+	fs.SetOutput(io.Discard) // an error is said once, by the caller
 	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fs.SetOutput(os.Stderr)
+			fs.PrintDefaults()
+		}
 		return nil, err
 	}
 	if fs.NArg() > 0 {
@@ -167,8 +175,8 @@ func (p *plan) check() error {
 		return fmt.Errorf("-seconds: %v is too short", p.load.Seconds())
 	case p.clients < 1 || p.clients > 4096:
 		return fmt.Errorf("-clients: %d is not from 1 to 4096", p.clients)
-	case p.bytes < 1 || p.bytes > 1<<32:
-		return fmt.Errorf("-bytes: %d is not from 1 to %d", p.bytes, 1<<32)
+	case p.bytes < 1 || p.bytes > 1<<30:
+		return fmt.Errorf("-bytes: %d is not from 1 to %d", p.bytes, 1<<30)
 	case p.inTurn < 1:
 		return fmt.Errorf("-sequential: %d is too few", p.inTurn)
 	}

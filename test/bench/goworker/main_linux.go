@@ -32,7 +32,7 @@ import (
 const places = 8
 
 // most is what a request may ask for, of bytes and of milliseconds.
-const most = 1 << 32
+const most = 1 << 30
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -113,7 +113,7 @@ func number(w http.ResponseWriter, r *http.Request, name string) (int64, bool) {
 	v := r.URL.Query().Get(name)
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n < 0 || n > most {
-		http.Error(w, fmt.Sprintf("%s=%q is not a number from 0 to %d", name, v, int64(most)), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("%s=%q is not a number from 0 to %d", name, v, most), http.StatusBadRequest)
 		return 0, false
 	}
 	return n, true
