@@ -67,6 +67,9 @@ func TestScale(t *testing.T) {
 }
 
 func TestComparison(t *testing.T) {
+	if testing.Short() {
+		t.Skip("twenty seconds")
+	}
 	here := peersHere(t)
 	svg := filepath.Join(t.TempDir(), "bench.svg")
 	rows, out := measured(t, 12, "-rounds=1", "-seconds=0.1", "-bytes=1000000", "-sequential=40", "-at=2x4", "-svg="+svg, "-only="+strings.Join(here, ","))
