@@ -35,6 +35,7 @@ func atDescriptorLimit(t *testing.T, f form) {
 	hold := time.Duration(f.of(3000, 30000)) * time.Millisecond
 	m := rr(t, 2)
 	accounts(t, m, serves(t, m, load.Config{Total: 20}))
+	m.Settle()
 	var before unix.Rlimit
 	if err := unix.Prlimit(m.MasterPID(), unix.RLIMIT_NOFILE, nil, &before); err != nil {
 		t.Fatal(err)

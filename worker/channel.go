@@ -85,7 +85,7 @@ const (
 	tickTime  = time.Millisecond       // an ack leaves at the latest
 	lullTime  = 5 * time.Millisecond   // nobody has read: the background does, after two at most
 	takeTime  = 20 * time.Millisecond  // a connection nobody takes is rejected
-	touchTime = 20 * time.Millisecond  // TOUCHED is told at the latest
+	touchTime = 5 * time.Millisecond   // TOUCHED is told at the latest
 	closeTime = 100 * time.Millisecond // closes are told at the latest
 	fdTime    = 100 * time.Millisecond // another try after the limit of open files
 	againTime = 10 * time.Millisecond  // the same when a descriptor became free
