@@ -36,8 +36,9 @@ type channel struct {
 
 	// What is to be sent, encoded, and what it amounts to.
 	out      []byte
-	acks     uint64 // acks ever written down
-	closed   uint32 // closes not yet told
+	acks     uint64    // acks ever written down
+	tookAt   time.Time // when the last one had come that was acked
+	closed   uint32    // closes not yet told
 	closedAt time.Time
 	prompt   bool // something in out leaves before Accept blocks, and with the next tick
 	urgent   bool // send when mu is released

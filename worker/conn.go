@@ -41,28 +41,30 @@ const (
 	told                       // TOUCHED is written down, or not wanted
 	plain                      // Close does not shut down first
 	closing                    // Close was called
+	alone                      // no ack is near that TOUCHED could leave with: it does with Close
 )
 
-// wrap makes the connection that the program gets.
-func wrap(c net.Conn, ch *channel, seq, ack uint64) net.Conn {
+// ours is the state of a connection that this process has accepted by itself.
+const ours = touched | plain
+
+// wrap makes the connection that the program gets. state is that of its hold.
+func wrap(c net.Conn, ch *channel, seq, ack uint64, state uint32) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
 		conn := &Conn{TCPConn: c}
-		conn.h.init(ch, seq, ack)
+		conn.h.init(ch, seq, ack, state)
 		return conn
 	case *net.UnixConn:
 		conn := &UnixConn{UnixConn: c}
-		conn.h.init(ch, seq, ack)
+		conn.h.init(ch, seq, ack, state)
 		return conn
 	}
 	return c
 }
 
-func (h *hold) init(ch *channel, seq, ack uint64) {
+func (h *hold) init(ch *channel, seq, ack uint64, state uint32) {
 	h.ch, h.seq, h.ack = ch, seq, ack
-	if ack == 0 {
-		h.state.Store(touched | plain)
-	}
+	h.state.Store(state)
 }
 
 // touch comes before everything that a client or the kernel's counters could
@@ -116,6 +118,9 @@ func (h *hold) close(c interface {
 	ch.mu.Lock()
 	if h.ack != 0 {
 		ch.closedLocked()
+	}
+	if h.state.Load()&alone != 0 {
+		ch.urgent = len(ch.out) > 0
 	}
 	if ch.starving {
 		ch.roomLocked()

@@ -244,3 +244,27 @@ func TestCopyBetweenConns(t *testing.T) {
 		})
 	}
 }
+
+// TOUCHED leaves with an ack where one is near, and else with Close, long before the
+// timer that bounds it.
+func TestTouchedLeavesWithClose(t *testing.T) {
+	m, client, conn, seq := connPair(t, "tcp", handoff.HelloTouches)
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c := conn.(*Conn)
+	if c.h.state.Load()&alone == 0 {
+		t.Error("the first connection has an ack near that TOUCHED could leave with")
+	}
+	c.h.ch.mu.Lock()
+	c.h.ch.later.Stop()
+	c.h.ch.mu.Unlock()
+	_ = conn.Close()
+	if f := m.expect(handoff.Touched); f.Seq != seq {
+		t.Errorf("TOUCHED(%d), want %d", f.Seq, seq)
+	}
+	m.expect(handoff.Closed)
+}

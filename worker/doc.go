@@ -28,8 +28,9 @@
 // are gathered: those of a message leave with its last connection, and any before
 // Accept blocks, before that first byte, and one millisecond after Accept returned
 // at the latest. That a connection was touched, so that the master lets go of its copy,
-// is told with what leaves next, or 5 ms later. A connection that nobody takes for
-// 20 ms is rejected, and the next Accept asks for more.
+// is told with what leaves next or 5 ms later, and with Close if no other connection came
+// shortly before it. A connection that nobody takes for 20 ms is rejected, and the next
+// Accept asks for more.
 //
 // # Drain and the end of the master
 //

@@ -149,8 +149,13 @@ func (ln *listener) takeLocked() net.Conn {
 	ch.mu.Lock()
 	if err == nil && !ln.closed && !ch.draining {
 		ack := ch.ackLocked(h.seq, len(ep.queue) == 0)
+		state := uint32(0)
+		if h.at.Sub(ch.tookAt) >= touchTime {
+			state = alone
+		}
+		ch.tookAt = h.at
 		if c.RemoteAddr() != nil {
-			return wrap(c, ch, h.seq, ack)
+			return wrap(c, ch, h.seq, ack, state)
 		}
 		// The client has reset it before we asked who it is. Nobody else could do
 		// more with it, so it is ours, and over.

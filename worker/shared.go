@@ -106,7 +106,7 @@ func (ln *listener) acceptOnceLocked() (net.Conn, error) {
 	if err == nil {
 		// Also after a drain has begun: nobody else can serve it.
 		ch.open++
-		return wrap(c, ch, 0, 0), nil
+		return wrap(c, ch, 0, 0, ours), nil
 	}
 	ch.drainedLocked()
 	ch.exitIfDoneLocked()

@@ -26,7 +26,7 @@ func (ln aloneListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return wrap(c, nil, 0, 0), nil
+	return wrap(c, nil, 0, 0, ours), nil
 }
 
 func listenPacketAlone(network, addr string) (net.PacketConn, error) {
