@@ -182,7 +182,7 @@ func TestF14EachViolation(t *testing.T) {
 	m := b.workers(2, nil, "-slots", "1", "serve:early")
 	b.arm()
 	m.Kill(m.PID(1), syscall.SIGKILL)
-	m.Wait(harness.Named("worker.broke"))
+	m.Wait(harness.OfSlot("worker.broke", 1))
 	b.disarm()
 	m.AllReady()
 }

@@ -344,7 +344,7 @@ func clock(t *testing.T, _ form) {
 	pid := m.PID(0)
 	mark, start := m.Mark(), time.Now()
 	m.Kill(pid, syscall.SIGSTOP)
-	hung := m.WaitFrom(mark, 1, harness.Named("worker.hung"))[0]
+	hung := m.WaitFrom(mark, 1, harness.OfSlot("worker.hung", 0))[0]
 	// It is asked ten times in the time-out: so much earlier may the last answer be.
 	late("--hang-timeout", at(t, hung).Sub(start), 600*time.Millisecond)
 	exit := m.WaitFrom(mark, 1, harness.OfSlot("worker.exit", 0))[0]

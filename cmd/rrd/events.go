@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"rrd/dispatcher"
 	"rrd/handoff"
 	"rrd/worker/pool"
@@ -30,16 +32,16 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			Health:  m.workerHealth,
 			HungUp:  func(id uint64) { m.pool.HungUp(id) },
 			Leaves: func(id uint64) {
-				m.log.Info().Str("event", "worker.leaves").Uint64("worker_id", id).Msg("worker leaves of its own accord")
+				m.ofWorker(m.log.Info().Str("event", "worker.leaves"), id).Msg("worker leaves of its own accord")
 				m.pool.Leaves(id)
 			},
 			Broke: func(id uint64, reason string) {
-				m.log.Error().Str("event", "worker.broke").Uint64("worker_id", id).Str("reason", reason).
+				m.ofWorker(m.log.Error().Str("event", "worker.broke"), id).Str("reason", reason).
 					Msg("worker broke the protocol and is ended")
 				m.pool.Kill(id, reason)
 			},
 			Hung: func(id uint64, owed time.Duration) {
-				m.log.Error().Str("event", "worker.hung").Uint64("worker_id", id).Float64("duration_s", owed.Seconds()).
+				m.ofWorker(m.log.Error().Str("event", "worker.hung"), id).Float64("duration_s", owed.Seconds()).
 					Msg("worker has not answered for too long and is ended")
 				reason := "hung: it owed an answer for " + owed.Round(time.Millisecond).String()
 				if sig := m.current().HangSignal; sig != syscall.SIGKILL {
@@ -63,7 +65,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 					Float64("duration_s", pause.Seconds()).Msg("accepting pauses")
 			},
 			Refused: func(id uint64, network, address string, err error) {
-				m.log.Error().Str("event", "listener.refused").Uint64("worker_id", id).Str("network", network).
+				m.ofWorker(m.log.Error().Str("event", "listener.refused"), id).Str("network", network).
 					Str("address", address).Err(err).Msg("a worker did not get the listener that it asked for")
 			},
 			Ignored: func(i dispatcher.ListenerInfo) {
@@ -72,6 +74,14 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			},
 		},
 	}
+}
+
+// ofWorker adds to a line which worker it is about.
+func (m *master) ofWorker(e *zerolog.Event, id uint64) *zerolog.Event {
+	if slot, ok := m.slots.Load(id); ok {
+		e = e.Int("worker", slot.(int))
+	}
+	return e.Uint64("worker_id", id)
 }
 
 // orForever makes "off" a time that never comes.
@@ -191,6 +201,7 @@ func (m *master) workerStarted(w pool.Worker, ch handoff.Channel) {
 	if ch == nil {
 		return
 	}
+	m.slots.Store(w.ID, w.Slot)
 	_, hidden := m.listenersOf(w.Generation)
 	err := m.dispatcher.Add(dispatcher.Worker{ID: w.ID, Slot: w.Slot, Channel: ch, Rights: m.rights(), Hidden: hidden})
 	if err != nil {
@@ -297,6 +308,7 @@ func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 	if err := m.dispatcher.Remove(w.ID, dispatcher.Removal{Blame: x.Blame()}); err != nil {
 		m.log.Error().Str("event", "worker.exit").Int("worker", w.Slot).Err(err).Msg("what the worker left could not be taken back")
 	}
+	m.slots.Delete(w.ID)
 	m.mu.Lock()
 	if t := m.failing[w.ID]; t != nil {
 		t.Stop()
@@ -327,10 +339,10 @@ func (m *master) workerHealth(id uint64, ok bool) {
 		delete(m.failing, id)
 	}
 	if ok {
-		m.log.Info().Str("event", "worker.healthy").Uint64("worker_id", id).Msg("the worker's own health check passes again")
+		m.ofWorker(m.log.Info().Str("event", "worker.healthy"), id).Msg("the worker's own health check passes again")
 		return
 	}
-	m.log.Warn().Str("event", "worker.unhealthy").Uint64("worker_id", id).Msg("the worker's own health check fails: it gets nothing new")
+	m.ofWorker(m.log.Warn().Str("event", "worker.unhealthy"), id).Msg("the worker's own health check fails: it gets nothing new")
 	if after := m.current().UnhealthyAfter; after != off {
 		m.failing[id] = time.AfterFunc(after, func() {
 			m.pool.Retire(id, "its own health check has failed for "+after.String())

@@ -62,6 +62,7 @@ type master struct {
 	setLevel   func(zerolog.Level) // of the log, while it runs
 	saidSilent atomic.Bool         // of a Node worker
 	lostBefore atomic.Uint64       // connections that died with their workers before the drain
+	slots      sync.Map            // of each worker, an int by its ID: for the log
 
 	mu        sync.Mutex
 	wasReady  map[int]bool // by slot, once its first start is over

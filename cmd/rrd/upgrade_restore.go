@@ -97,6 +97,14 @@ func (m *master) restoreCounts(s *savedMaster) {
 	for slot, ready := range s.WasReady {
 		m.wasReady[slot] = ready
 	}
+	for i, slot := range s.Pool.Slots {
+		if slot.Worker != nil {
+			m.slots.Store(slot.Worker.ID, i)
+		}
+		for _, older := range slot.Older {
+			m.slots.Store(older.ID, i)
+		}
+	}
 }
 
 // runResumed goes on where the image before has stopped.
