@@ -23,7 +23,7 @@ var (
 		"version", "revision", "branch", "goversion", "goos", "goarch", "tags")
 	descLogMessages = desc("log_messages_total", "Log messages written, by level.", "level")
 	descPolicy      = desc("policy_info", "Constant 1, labelled by the scheduling policy in force.", "policy")
-	descDraining    = desc("draining", "Whether the master was asked to stop and is finishing.")
+	descDraining    = desc("draining", "Whether the master was asked to stop and is finishing, or has left rotation.")
 	descQueueLimit  = desc("connections_queue_limit", "Accepted connections that may wait for a worker, over all listeners.")
 	descRedispatch  = desc("redispatches_total", "Connections given to another worker, by what became of the handoff before.", "reason")
 	descDispatch    = desc("dispatch_duration_seconds", "Time from accepting a connection to a worker's ack.")

@@ -162,12 +162,22 @@ func (m *master) resized(change func() (int, error)) (int, error) {
 	return n, err
 }
 
-func (m *master) Kill(id uint64, reason string)             { m.pool.Kill(id, reason) }
+func (m *master) Kill(id uint64, reason string)             { m.pool.KillAsked(id, reason) }
 func (m *master) Signal(slot int, sig syscall.Signal) error { return m.pool.Signal(slot, sig) }
 
-func (m *master) Restart(slot int) error     { return m.pool.Restart(slot, "restarted by rrdctl", nil) }
-func (m *master) DrainSlot(slot int) error   { return m.pool.DrainSlot(slot) }
-func (m *master) UndrainSlot(slot int) error { return m.pool.UndrainSlot(slot) }
+func (m *master) Restart(slot int) error {
+	return orBusy(m.pool.Restart(slot, "restarted by rrdctl", nil))
+}
+func (m *master) DrainSlot(slot int) error   { return orBusy(m.pool.DrainSlot(slot)) }
+func (m *master) UndrainSlot(slot int) error { return orBusy(m.pool.UndrainSlot(slot)) }
+
+// orBusy tells what is only refused because something else is under way.
+func orBusy(err error) error {
+	if errors.Is(err, pool.ErrBusy) {
+		return control.Errorf(control.CodeBusy, "%v", err)
+	}
+	return err
+}
 
 // Reload is HUP with an answer.
 func (m *master) Reload(ctx context.Context, progress func(any)) error {

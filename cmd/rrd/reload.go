@@ -24,7 +24,7 @@ import (
 
 // frozenSettings are those that need a restart. The policy decides who accepts, and
 // a master has one.
-var frozenSettings = []string{"policy", "worker-protocol", "worker-output", "control", "control-uid", "metrics", "log-format"}
+var frozenSettings = []string{"policy", "worker-protocol", "ready-on-message", "worker-output", "control", "control-uid", "metrics", "log-format"}
 
 // reloads is what became of them.
 type reloads struct {

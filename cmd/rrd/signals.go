@@ -41,7 +41,7 @@ func (m *master) heed(sig os.Signal) {
 	case syscall.SIGTTOU:
 		m.resize(sig, m.pool.Shrink)
 	default:
-		m.log.Warn().Str("event", "signal.unsupported").Stringer("signal", sig).Msg("not in this version")
+		m.log.Warn().Str("event", "signal.unsupported").Stringer("signal", sig).Msg("nothing is to be done on this signal")
 	}
 }
 

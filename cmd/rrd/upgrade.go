@@ -128,8 +128,8 @@ func (m *master) tryUpgrade(ctx context.Context) error {
 	}
 	m.reloads.rolling.Lock() // a worker that is being recycled is waited for
 	defer m.reloads.rolling.Unlock()
-	if m.stopping.Load() || m.draining.Load() {
-		return errors.New("rrd is being stopped")
+	if err := m.endsSoon(); err != nil {
+		return err
 	}
 	old, err := openImage()
 	if err != nil {
@@ -157,10 +157,21 @@ func (m *master) tryUpgrade(ctx context.Context) error {
 	}
 	defer file.Close()
 	m.sink.flush()
-	if m.stopping.Load() || m.draining.Load() { // meanwhile; the next image would not know
-		return errors.New("rrd is being stopped")
+	if err := m.endsSoon(); err != nil { // meanwhile; the next image would not know
+		return err
 	}
 	return execImage(m.program, m.args0(), m.environ, file, state, "")
+}
+
+// endsSoon says why there is no use in another program.
+func (m *master) endsSoon() error {
+	switch {
+	case m.stopping.Load():
+		return errors.New("rrd is being stopped")
+	case m.draining.Load():
+		return errors.New("rrd is draining: call it back first (rrdctl undrain)")
+	}
+	return nil
 }
 
 // args0 are the words of the command line, the program's name first.

@@ -115,7 +115,7 @@ func (p *Pool) restoreProcess(s *slot, ps *ProcessState) (*proc, error) {
 		notifyLull: new(lull), reapC: make(chan struct{}), releasedC: make(chan struct{}),
 		state: ps.State, native: ps.Native, said: ps.Said, wasReady: ps.WasReady,
 		requested: ps.Requested, retired: ps.Retired, leaves: ps.Leaves, drainLimit: ps.DrainLimit, asked: ps.Asked, aborted: ps.Aborted,
-		killed: ps.Killed, stuck: ps.Stuck, shellOnly: ps.ShellOnly, reason: ps.Reason,
+		killed: ps.Killed, killAsked: ps.KillAsked, stuck: ps.Stuck, shellOnly: ps.ShellOnly, reason: ps.Reason,
 		timers:  ps.timers(now),
 		counted: ps.Counted, outputDone: ps.OutputDone,
 	}

@@ -56,7 +56,7 @@ func (x Exit) String() string {
 // death counts.
 func (x Exit) Blame() bool {
 	switch {
-	case x.Requested || x.Left:
+	case x.Requested || x.Left || x.Cause == CauseRequested:
 		return false
 	case x.Cause == CauseSignal:
 		return x.ReaderLost || x.Signal != syscall.SIGKILL && x.Signal != syscall.SIGTERM
@@ -88,7 +88,7 @@ func (p *Pool) leaderEnded(pr *proc, status exitStatus) {
 	pr.exit.Reason = pr.retired
 	if pr.killed || pr.aborted {
 		// What a process did of its own accord needs no reason of ours.
-		if pr.exit.Cause == CauseKilledStuck || pr.shellOnly && pr.exit.Cause == CauseSignal {
+		if pr.exit.Cause == CauseKilledStuck || pr.killAsked || pr.shellOnly && pr.exit.Cause == CauseSignal {
 			pr.exit.Reason = joinReasons(pr.retired, pr.reason)
 		}
 	}
@@ -197,7 +197,7 @@ func (p *Pool) cause(pr *proc, status exitStatus) Cause {
 		return CauseKilledStuck
 	case killed && pr.killed && !pr.requested && pr.shellOnly:
 		return CauseSignal
-	case killed && pr.killed && pr.reason != "":
+	case killed && pr.killed && pr.reason != "" && !pr.killAsked:
 		return CauseKilledStuck
 	case killed && pr.killed:
 		return CauseRequested

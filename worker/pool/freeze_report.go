@@ -16,6 +16,7 @@ type Report struct {
 	Signal int           // of an abort
 	PID    int           // of a reader
 	Drain  time.Duration // of a stop within a time
+	Asked  bool          `json:",omitempty"` // Kill: somebody asked for it
 }
 
 const (
@@ -92,6 +93,7 @@ func (p *Pool) handle(r Report) {
 	case reportReader:
 		p.setReader(pr, r.PID, p.sys.watch(r.PID))
 	case reportKill:
+		pr.killAsked = pr.killAsked || r.Asked && !pr.killed && !pr.aborted
 		p.kill(pr, r.Reason)
 	case reportAbort:
 		p.abort(pr, syscall.Signal(r.Signal), r.Reason)

@@ -372,6 +372,12 @@ func (p *Pool) Kill(id uint64, reason string) {
 	p.report(Report{Kind: reportKill, ID: id, Reason: reason})
 }
 
+// KillAsked is Kill for somebody who asks for it: the death is no fault of the worker's, nor
+// of what it had been given.
+func (p *Pool) KillAsked(id uint64, reason string) {
+	p.report(Report{Kind: reportKill, ID: id, Reason: reason, Asked: true})
+}
+
 // Abort sends sig (ABRT) to the leader of the worker's process group, so that it can
 // leave a core or a trace of its stacks, and ends the group after StopTimeout (5s
 // where that is off). The cause of its Exit is killed_stuck whatever the signal made of

@@ -62,6 +62,7 @@ type proc struct {
 	asked      bool // got its stop signal
 	aborted    bool // got the signal of Abort
 	killed     bool // by us
+	killAsked  bool // as somebody had asked for
 	killedAt   time.Time
 	stuck      bool // killed for stuckAfter, and not ended
 	// shellOnly: it was killed because its reader had ended before.

@@ -87,6 +87,7 @@ type ProcessState struct {
 	Asked      bool
 	Aborted    bool
 	Killed     bool
+	KillAsked  bool
 	KilledAge  time.Duration
 	Stuck      bool
 	ShellOnly  bool
@@ -262,7 +263,7 @@ func (e *exporter) process(pr *proc) ProcessState {
 		State: pr.state, Native: pr.native, Said: pr.said,
 		WasReady: pr.wasReady, ReadyAge: e.age(pr.readyAt),
 		Requested: pr.requested, Retired: pr.retired, Leaves: pr.leaves, DrainLimit: pr.drainLimit, Asked: pr.asked, Aborted: pr.aborted,
-		Killed: pr.killed, KilledAge: e.age(pr.killedAt), Stuck: pr.stuck, ShellOnly: pr.shellOnly, Reason: pr.reason,
+		Killed: pr.killed, KillAsked: pr.killAsked, KilledAge: e.age(pr.killedAt), Stuck: pr.stuck, ShellOnly: pr.shellOnly, Reason: pr.reason,
 		Timers:  make(map[string]time.Duration),
 		Counted: pr.counted, OutputDone: pr.outputDone,
 	}

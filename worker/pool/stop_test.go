@@ -184,3 +184,23 @@ func TestAbort(t *testing.T) {
 		})
 	}
 }
+
+// A death that somebody asks for blames nobody and makes no backoff of its own; the same
+// for a reason of rrd's does.
+func TestKillAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var exits []Exit
+		w := newWorld(t, Config{Size: 2, Hooks: Hooks{Exited: func(_ Worker, x Exit) { exits = append(exits, x) }}}).run()
+		w.do(func() { w.Ready(w.id(0)); w.Ready(w.id(1)) })
+		w.do(func() { w.KillAsked(w.id(0), "killed by uid 0") })
+		w.do(func() { w.Kill(w.id(1), "broke the protocol"); w.KillAsked(w.id(1), "too late") })
+		if len(exits) != 2 || exits[0].Blame() || exits[0].Cause != CauseRequested || exits[0].Reason != "killed by uid 0" {
+			t.Errorf("%+v", exits)
+		}
+		if len(exits) == 2 && (!exits[1].Blame() || exits[1].Cause != CauseKilledStuck || exits[1].Reason != "broke the protocol") {
+			t.Errorf("%+v", exits[1])
+		}
+		w.StopNow()
+		_ = w.end()
+	})
+}

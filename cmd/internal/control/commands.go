@@ -95,7 +95,7 @@ type SignalArgs struct {
 	All    bool   `json:"all,omitempty"`
 }
 
-// ReloadArgs are those of reload. In this version the result comes when all
+// ReloadArgs are those of reload. The result comes when all
 // workers are rolled, whatever Wait says.
 type ReloadArgs struct {
 	Wait bool `json:"wait,omitempty"`
