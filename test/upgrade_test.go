@@ -113,7 +113,8 @@ func TestUpgrade(t *testing.T) {
 	u := startUpgradable(t, harness.Options{Args: []string{"--workers", "3"}})
 	before := u.identity()
 	slow := make(chan error, 1)
-	go func() { slow <- get("http://" + u.Addr() + "/sleep?ms=1500") }() // received below
+	url := "http://" + u.Addr() + "/sleep?ms=1500"
+	go func() { slow <- get(url) }() // received below
 	finish := underWith(t, u.Master, load.Config{Rate: 300, Duration: 24 * time.Hour})
 	u.WaitStatus("load", func(s *harness.Status) bool { return s.Acked() > 50 })
 	u.install(second)

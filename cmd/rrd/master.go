@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"github.com/rs/zerolog/diode"
 
 	"rrd/cmd/internal/control"
 	"rrd/dispatcher"
@@ -69,10 +68,6 @@ type master struct {
 	announced bool
 	failing   map[uint64]*time.Timer // by worker: whose health check fails; replaces it
 }
-
-// logQueue is how many messages wait for a sink that does not take them; more
-// are dropped and counted, so that a blocked pipe stops nothing.
-const logQueue = 4096
 
 // runMaster runs until everything it started has ended.
 func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
@@ -413,54 +408,6 @@ func (m *master) banner() {
 	fmt.Fprintf(m.stdout, "rrd: Ctrl-C stops it, losing nobody; rrd --help shows the rest\n")
 }
 
-// logSink is stderr behind a bounded queue that never makes its writer wait.
-type logSink struct {
-	w  io.Writer
-	mu sync.RWMutex
-	q  diode.Writer
-}
-
-func newLogSink(w io.Writer) *logSink {
-	s := &logSink{w: w}
-	s.q = s.queue()
-	return s
-}
-
-func (s *logSink) queue() diode.Writer {
-	return diode.NewWriter(keepOpen{s.w}, logQueue, 0, func(missed int) {
-		fmt.Fprintf(s.w, "rrd: %d log messages were lost: the log was not read\n", missed)
-	})
-}
-
-func (s *logSink) Write(p []byte) (int, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.q.Write(p)
-}
-
-// flush writes what is queued, unless nobody reads it.
-func (s *logSink) flush() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.close()
-	s.q = s.queue()
-}
-
-// close writes what is queued, unless nobody reads it, and nothing after it.
-func (s *logSink) close() {
-	done := make(chan struct{})
-	go closeQueue(s.q, done) // left behind after a second if the sink is blocked: the process ends
-	select {
-	case <-done:
-	case <-time.After(time.Second):
-	}
-}
-
-func closeQueue(q diode.Writer, done chan<- struct{}) {
-	_ = q.Close()
-	close(done)
-}
-
 // lockedWriter keeps the lines of two loggers apart.
 type lockedWriter struct {
 	mu sync.Mutex
@@ -472,6 +419,3 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	return l.w.Write(p)
 }
-
-// keepOpen hides Close: stderr is not ours to close.
-type keepOpen struct{ io.Writer }

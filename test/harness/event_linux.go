@@ -162,16 +162,36 @@ func (m *Master) Events(match Match) []Event {
 	if match == nil {
 		match = func(Event) bool { return true }
 	}
+	m.catchUp()
 	found, _ := m.log.find(0, -1, match)
 	return found
 }
 
+// catchUp waits for what a master that has ended had still written; not for workers that
+// live on and hold its output.
+func (m *Master) catchUp() {
+	if !m.gone() {
+		return
+	}
+	m.caughtUp.Do(func() {
+		limit := time.NewTimer(time.Second)
+		defer limit.Stop()
+		for _, s := range []*stream{m.log, m.out} {
+			select {
+			case <-s.ended:
+			case <-limit.C:
+				return
+			}
+		}
+	})
+}
+
 // Log returns everything that the master, and workers whose output is raw, have
 // written to stderr until now.
-func (m *Master) Log() string { return m.log.text() }
+func (m *Master) Log() string { m.catchUp(); return m.log.text() }
 
 // Stdout is Log for stdout.
-func (m *Master) Stdout() string { return m.out.text() }
+func (m *Master) Stdout() string { m.catchUp(); return m.out.text() }
 
 // WaitLog waits until the log contains a text.
 func (m *Master) WaitLog(text string) {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -65,6 +66,7 @@ type Master struct {
 
 	log, out *stream
 	exited   chan struct{} // closed when it was waited for
+	caughtUp sync.Once
 	state    *os.ProcessState
 
 	client    *http.Client // of /metrics and its like

@@ -1,0 +1,93 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+)
+
+// logSink is stderr behind a bounded queue that never makes its writer wait: what finds
+// it full is dropped and counted, so that a blocked pipe stops nothing.
+//
+// zerolog's diode does the same, but wakes its reader without the lock under which that
+// decides to wait (version 1.35.1): a line that comes in that moment is written with the
+// next one, which on a quiet master can be hours later.
+type logSink struct {
+	w      io.Writer
+	lineC  chan logLine
+	missed atomic.Int64
+	closed atomic.Bool
+}
+
+// logLine is a line, or with writtenC a question: closed when all before it is written.
+type logLine struct {
+	text     []byte
+	writtenC chan struct{}
+}
+
+const (
+	logQueue  = 4096        // lines that wait
+	logLinger = time.Second // for a sink that nobody reads
+)
+
+func newLogSink(w io.Writer) *logSink {
+	s := &logSink{w: w, lineC: make(chan logLine, logQueue)}
+	go s.write() // ends with close, or, if the sink is blocked, with the process
+	return s
+}
+
+// Write queues a copy of p, as zerolog uses the memory again. It returns no error.
+func (s *logSink) Write(p []byte) (int, error) {
+	if !s.closed.Load() {
+		select {
+		case s.lineC <- logLine{text: bytes.Clone(p)}:
+		default:
+			s.missed.Add(1)
+		}
+	}
+	return len(p), nil
+}
+
+// write writes what is queued, until a line that is none. A sink that cannot be written
+// has no better place to be reported than itself.
+func (s *logSink) write() {
+	for l := range s.lineC {
+		if l.writtenC != nil {
+			close(l.writtenC)
+			if s.closed.Load() {
+				return
+			}
+			continue
+		}
+		_, _ = s.w.Write(l.text)
+		if n := s.missed.Swap(0); n > 0 {
+			_, _ = fmt.Fprintf(s.w, "rrd: %d log messages were lost: the log was not read\n", n)
+		}
+	}
+}
+
+// flush returns when what is queued is written, or nobody reads it.
+func (s *logSink) flush() {
+	timer := time.NewTimer(logLinger)
+	defer timer.Stop()
+	writtenC := make(chan struct{})
+	select {
+	case s.lineC <- logLine{writtenC: writtenC}:
+	case <-timer.C:
+		return
+	}
+	select {
+	case <-writtenC:
+	case <-timer.C:
+	}
+}
+
+// close is flush, and nothing is written after it. It is called once.
+func (s *logSink) close() {
+	s.closed.Store(true)
+	s.flush()
+}
