@@ -160,12 +160,14 @@ func TestNobodyTakesThenAgain(t *testing.T) {
 	m.expect(handoff.Ready)
 	m.expect(handoff.Ack)
 
+	setTakeTime(ch, takeTime)
 	start := time.Now()
 	client, seq := m.handOff(3)
 	m.expectReject(seq, handoff.ReasonBusy)
 	if d := time.Since(start); d < takeTime {
 		t.Errorf("rejected after %v, want at least %v", d, takeTime)
 	}
+	setTakeTime(ch, time.Hour)
 	c := accept(t, ln)
 	if f := m.expect(handoff.Again); f.Listener != 3 {
 		t.Errorf("AGAIN(%d), want 3", f.Listener)
@@ -222,8 +224,8 @@ func TestManyAcceptorsOnTwoListeners(t *testing.T) {
 	lns := []net.Listener{m.listen(ch, 1), m.listen(ch, 2)}
 	const acceptors, rounds = 4, 60
 	type got struct {
-		listener int
-		remote   string
+		listener      int
+		local, remote string // a client may have the same port twice, to two servers
 	}
 	gotC := make(chan got, rounds)
 	var ends []<-chan result[int]
@@ -235,7 +237,7 @@ func TestManyAcceptorsOnTwoListeners(t *testing.T) {
 					if err != nil {
 						return 0, err
 					}
-					gotC <- got{i, c.RemoteAddr().String()}
+					gotC <- got{i, c.LocalAddr().String(), c.RemoteAddr().String()}
 					_ = c.Close()
 				}
 			}))
@@ -244,7 +246,7 @@ func TestManyAcceptorsOnTwoListeners(t *testing.T) {
 	want := make(map[got]bool)
 	for i := range rounds {
 		client, _ := m.add("tcp", uint32(i%2+1))
-		want[got{i % 2, client.LocalAddr().String()}] = true
+		want[got{i % 2, client.RemoteAddr().String(), client.LocalAddr().String()}] = true
 		if i%5 == 4 {
 			m.flush()
 		}

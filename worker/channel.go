@@ -64,6 +64,7 @@ type channel struct {
 	checked   bool // SetHealth was called
 	unhealthy bool // HEALTH 1 was said
 	grace     time.Duration
+	takeTime  time.Duration // takeTime, but in a test
 
 	tickArmed bool
 	tick      *time.Timer // tickTime: what is prompt
@@ -104,6 +105,7 @@ func newChannel(port *handoff.Port) *channel {
 		endpoints: make(map[uint32]*endpoint),
 		asks:      make(map[uint64]*ask),
 		grace:     defaultGrace,
+		takeTime:  takeTime,
 	}
 	ch.tick = time.AfterFunc(time.Hour, ch.onTick)
 	ch.lull = time.AfterFunc(time.Hour, ch.onLull)

@@ -39,7 +39,7 @@ func (ch *channel) endpointLocked(id uint32) *endpoint {
 // reads for ep takes the first by itself; for every other someone is woken.
 func (ch *channel) pushLocked(ep *endpoint, h handedOff) {
 	ep.queue = append(ep.queue, h)
-	ch.armLaterLocked(h.at.Add(takeTime))
+	ch.armLaterLocked(h.at.Add(ch.takeTime))
 	if ch.readingFor == ep && len(ep.queue) == 1 {
 		return
 	}
@@ -63,7 +63,7 @@ func (ep *endpoint) popLocked() handedOff {
 // it runs.
 func (ch *channel) expireLocked(ep *endpoint, now time.Time) {
 	for len(ep.queue) > 0 {
-		at := ep.queue[0].at.Add(takeTime)
+		at := ep.queue[0].at.Add(ch.takeTime)
 		if now.Before(at) {
 			ch.armLaterLocked(at)
 			return

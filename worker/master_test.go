@@ -63,7 +63,9 @@ func (m *master) worker(flags uint16) *channel {
 	return ch
 }
 
-// openTestChannel takes ownership of child.
+// openTestChannel takes ownership of child. On the channel a connection may lie as long
+// as it needs: on a busy machine the goroutine that takes it may get no CPU for longer
+// than takeTime. See setTakeTime.
 func openTestChannel(t testing.TB, child *os.File) *channel {
 	t.Helper()
 	fd, err := syscall.Dup(int(child.Fd()))
@@ -76,6 +78,7 @@ func openTestChannel(t testing.TB, child *os.File) *channel {
 		t.Fatal(err)
 	}
 	ch := newChannel(port)
+	ch.takeTime = time.Hour
 	ch.exit = func(code int) { t.Errorf("exit(%d) called", code) }
 	t.Cleanup(func() { _ = port.Close(); ch.funnel.close() })
 	return ch
@@ -360,6 +363,13 @@ func eventually(t testing.TB, ok func() bool) {
 			t.Fatal("never came true")
 		}
 	}
+}
+
+// setTakeTime is for tests of connections that nobody takes.
+func setTakeTime(ch *channel, d time.Duration) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.takeTime = d
 }
 
 // exits makes the channel's exit visible.

@@ -220,15 +220,18 @@ func (c *limitedConn) Close() error {
 // What a program cannot take goes back, and comes again when it can.
 func TestLimitListenerStrandsNothing(t *testing.T) {
 	m := newMaster(t)
-	ln := &limited{Listener: m.listen(m.worker(0), 1), slots: make(chan struct{}, 1)}
+	ch := m.worker(0)
+	ln := &limited{Listener: m.listen(ch, 1), slots: make(chan struct{}, 1)}
 	c := accept(t, ln)
 	m.expect(handoff.Ready)
 	m.handOff(1)
 	first := accepted(t, c)
 	m.expect(handoff.Ack)
 	c = accept(t, ln) // waits for its slot, not for a connection
+	setTakeTime(ch, takeTime)
 	client, seq := m.handOff(1)
 	m.expectReject(seq, handoff.ReasonBusy)
+	setTakeTime(ch, time.Hour)
 	_ = first.Close()
 	m.expect(handoff.Again)
 	m.c.Add(seq, 1, 0, *m.copies[seq])

@@ -88,6 +88,7 @@ func TestSharedHandoffNobodyTakes(t *testing.T) {
 	m := newMaster(t)
 	ch := m.worker(0)
 	ln, _ := m.share(ch, 1, "tcp")
+	setTakeTime(ch, takeTime)
 	_, seq := m.handOff(1)
 	m.expectReject(seq, handoff.ReasonBusy)
 	accept(t, ln)

@@ -26,6 +26,7 @@ func TestStorm(t *testing.T) {
 	s := &storm{master: newMaster(t), rnd: rand.New(rand.NewPCG(seed, 1)),
 		waiting: map[uint64]uint32{}, flying: map[uint64]uint32{}}
 	ch := s.worker(handoff.HelloTouches)
+	setTakeTime(ch, takeTime)
 	shared, _ := s.share(ch, 3, "tcp")
 	lns := []net.Listener{s.listen(ch, 1), s.listen(ch, 2), shared}
 	var acceptors sync.WaitGroup
