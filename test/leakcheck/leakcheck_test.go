@@ -159,13 +159,15 @@ func TestLeakedGoroutineShowsItsStack(t *testing.T) {
 	check(r, short)
 	stopC, doneC := make(chan struct{}), make(chan struct{})
 	go leakOnPurpose(stopC, doneC) // waited for below
+	doneC <- struct{}{}            // it runs: before that it has no stack
 	r.end()
 	close(stopC)
 	<-doneC
 	wantContains(t, r.text(), "left 1 behind", "goroutine ", "leakOnPurpose", "leakcheck_test.go")
 }
 
-func leakOnPurpose(stopC <-chan struct{}, doneC chan<- struct{}) {
+func leakOnPurpose(stopC <-chan struct{}, doneC chan struct{}) {
+	<-doneC
 	defer close(doneC)
 	<-stopC
 }
