@@ -189,8 +189,14 @@ func TestSpread(t *testing.T) {
 	if s := spreadOf([]float64{3, 1, 2, 10}); s.text(1) != "2.5 (1.0–10.0)" || s.significant() != "2.50 (1.00–10.0)" {
 		t.Error(s.text(1), s.significant())
 	}
-	if s := ratios([]float64{2, 9}, []float64{1, 3}).text(0); s != "2 (2–3)" {
+	if s := ratios([]float64{2, 9}, []float64{1, 3}); s != "2.50 (2.00–3.00)" {
 		t.Error(s)
+	}
+	// From tables of the interval of a median.
+	for n, want := range map[int]int{1: 0, 5: 0, 6: 0, 8: 0, 9: 1, 16: 3, 32: 9, 100: 39} {
+		if k := outside(n); k != want {
+			t.Errorf("%d of %d rounds are outside, want %d", k, n, want)
+		}
 	}
 	for v, want := range map[float64]string{0: "0.00", 9.999: "10.00", 12.34: "12.3", 123.4: "123", 1234567: "1,234,567"} {
 		if s := significant(v); s != want {

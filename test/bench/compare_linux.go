@@ -55,7 +55,7 @@ func (b *bench) comparePhases() []phase {
 		{name: "even", rounds: 1, cold: true, load: of(func(*group) load {
 			return load{clients: 1, duration: longTurn, count: b.inTurn, path: "/"}
 		}, inGo)},
-		{name: "long", rounds: min(b.rounds, 3), cold: true, load: of(func(*group) load {
+		{name: "long", rounds: (b.rounds + 1) / 2, cold: true, load: of(func(*group) load {
 			return load{clients: 1, duration: longTurn, count: 1, path: fmt.Sprint("/bytes?n=", b.bytes)}
 		}, inGo)},
 	}

@@ -13,8 +13,8 @@ import (
 // printComparison writes the table of docs/performance.md.
 func (b *bench) printComparison(out io.Writer, about string) error {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s\n%s, rounds of %v: %d. Median (least–most) of the rounds; p99.9 is of all rounds together.\n",
-		about, b.at[0].words(), b.load, b.rounds)
+	fmt.Fprintf(&s, "%s\n%s, rounds of %v: %d.\n%s p99.9 is of all rounds together.\n",
+		about, b.at[0].words(), b.load, b.rounds, ofRounds)
 	b.printBase(&s)
 	b.printFigures(&s)
 	b.printRatios(&s)
@@ -157,5 +157,5 @@ func (c *contestant) to(other *contestant, phase string, of func(result) float64
 	if len(mine) == 0 || slices.Contains(theirs, 0) {
 		return "–"
 	}
-	return ratios(mine, theirs).text(2)
+	return ratios(mine, theirs)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"regexp"
@@ -67,13 +68,32 @@ func (c *contestant) figures(phase string, of func(result) float64) []float64 {
 	return v
 }
 
-// ratios divides figures of the same round.
-func ratios(a, b []float64) spread {
+// ratios divides figures of the same round and tells the median, with the interval in which
+// that of endless rounds lies with 95 %: so far another run may be from it. Less than six rounds
+// cannot tell; then it is all of them.
+func ratios(a, b []float64) string {
 	v := make([]float64, len(a))
 	for i := range v {
 		v[i] = a[i] / b[i]
 	}
-	return spreadOf(v)
+	slices.Sort(v)
+	out := outside(len(v))
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", spreadOf(v).median, v[out], v[len(v)-1-out])
+}
+
+// outside is how many of n sorted values lie before such an interval, and after it. As each
+// is below the true median with a probability of a half, it follows from how often a coin
+// shows heads in n throws.
+func outside(n int) (k int) {
+	p := math.Ldexp(1, -n) // of k heads
+	sum := p               // of at most so many
+	for {
+		p *= float64(n-k) / float64(k+1)
+		if sum += p; sum > 0.025 {
+			return k
+		}
+		k++
+	}
 }
 
 func rate(r result) float64       { return r.rate }
@@ -84,10 +104,13 @@ func half(r result) float64       { return r.p50 }
 func tail(r result) float64       { return r.p99 }
 func unevenness(r result) float64 { return r.unevenness }
 
+// ofRounds says how tables are to be read.
+const ofRounds = "Figures: median (least–most) of the rounds. Ratios, of two figures of the same round: median (its 95 % interval)."
+
 // printMasters writes the tables of the masters alone.
 func (b *bench) printMasters(out io.Writer, about string) error {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\nMedian (least–most); ratios are within a round.\n", about, b.load, b.rounds, b.clients)
+	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\n%s\n", about, b.load, b.rounds, b.clients, ofRounds)
 	b.printTurns(&s)
 	b.printMemory(&s)
 	_, err := io.WriteString(out, s.String())
@@ -104,8 +127,8 @@ func (b *bench) printTurns(s *strings.Builder) {
 		for _, c := range g.contestants {
 			toCPU, toRate := "", ""
 			if c != first {
-				toCPU = ratios(c.figures("peak", cpu), first.figures("peak", cpu)).text(2)
-				toRate = ratios(c.figures("peak", rate), first.figures("peak", rate)).text(2)
+				toCPU = ratios(c.figures("peak", cpu), first.figures("peak", cpu))
+				toRate = ratios(c.figures("peak", rate), first.figures("peak", rate))
 			}
 			fmt.Fprintf(s, "| %d | %d | %s | %s | %s | %s | %s | %.1f | %s |\n", c.at.workers, c.at.window, c.name,
 				spreadOf(c.figures("peak", cpu)).text(2), toCPU, spreadOf(c.figures("peak", rate)).text(0), toRate,
@@ -128,7 +151,7 @@ func (b *bench) printGrowth(s *strings.Builder) {
 				if i > 0 {
 					s.WriteByte(';')
 				}
-				fmt.Fprintf(s, " %s %s", c.name, ratios(c.figures("peak", cpu), least.contestants[i].figures("peak", cpu)).text(2))
+				fmt.Fprintf(s, " %s %s", c.name, ratios(c.figures("peak", cpu), least.contestants[i].figures("peak", cpu)))
 			}
 			s.WriteString(".\n")
 		}

@@ -79,7 +79,7 @@ func (b *bench) sweepPhases() (names []string) {
 
 func (b *bench) printScale(out io.Writer, about string) error {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\nMedian (least–most); ratios are within a round.\n", about, b.load, b.rounds, b.clients)
+	fmt.Fprintf(&s, "%s; rounds of %v: %d, clients: %d.\n%s\n", about, b.load, b.rounds, b.clients, ofRounds)
 	b.printTurns(&s)
 	b.printMemory(&s)
 	fmt.Fprintf(&s, "\nRates, with %s:\n\n| connections/s | master | us of CPU per connection | p50 ms | p99 ms | failed |\n|---|---|---|---|---|---|\n", sweepAt.words())

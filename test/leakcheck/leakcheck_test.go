@@ -159,16 +159,16 @@ func TestLeakedGoroutineShowsItsStack(t *testing.T) {
 	check(r, short)
 	stopC, doneC := make(chan struct{}), make(chan struct{})
 	go leakOnPurpose(stopC, doneC) // waited for below
-	doneC <- struct{}{}            // it runs: before that it has no stack
+	stopC <- struct{}{}
 	r.end()
 	close(stopC)
 	<-doneC
 	wantContains(t, r.text(), "left 1 behind", "goroutine ", "leakOnPurpose", "leakcheck_test.go")
 }
 
-func leakOnPurpose(stopC <-chan struct{}, doneC chan struct{}) {
-	<-doneC
+func leakOnPurpose(stopC <-chan struct{}, doneC chan<- struct{}) {
 	defer close(doneC)
+	<-stopC // it runs: before that it has no stack to show
 	<-stopC
 }
 
@@ -179,6 +179,7 @@ func TestGoroutineAboutToEndIsWaitedFor(t *testing.T) {
 	check(r, Patience)
 	stopC, doneC := make(chan struct{}), make(chan struct{})
 	go leakOnPurpose(stopC, doneC)
+	stopC <- struct{}{}
 	time.AfterFunc(short, func() { close(stopC) })
 	r.end()
 	if len(r.errors) > 0 {
