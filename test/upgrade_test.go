@@ -380,12 +380,33 @@ func TestUpgradeWithNodeWorkers(t *testing.T) {
 	}
 }
 
-// rrdctl waits for the new program to answer, and tells why an upgrade failed.
+// Who asks over the control socket is answered by the program that goes on, on the same
+// connection, and so is what was asked behind it.
 func TestControlUpgrade(t *testing.T) {
 	t.Parallel()
 	second := buildVersion(t, "v2")
+	late := buildVersion(t, "v3", "-X", "main.restoreFault=it-cannot")
 	u := startUpgradable(t, harness.Options{Control: true, Args: []string{"--workers", "2"}})
+	u.install(late)
+	refused(t, u.Master, 1, "panic: it-cannot", "upgrade")
 	u.install(second)
+	c, err := net.Dial("unix", u.Control())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, `{"v":1,"id":1,"cmd":"upgrade"}`+"\n"+`{"v":1,"id":2,"cmd":"status"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	answers, err := io.ReadAll(c)
+	lines := strings.Split(string(answers), "\n")
+	if err != nil || len(lines) != 3 || lines[0] != fmt.Sprintf(`{"id":1,"ok":true,"result":{"version":"v2","pid":%d}}`, u.MasterPID()) ||
+		!strings.HasPrefix(lines[1], `{"id":2,"ok":true,"result":{"version":"v2"`) {
+		t.Errorf("%q, %v", lines, err)
+	}
 	if out := done(t, u.Master, "upgrade"); !strings.HasPrefix(out, "upgraded: version v2, process ") {
 		t.Errorf("%q", out)
 	}

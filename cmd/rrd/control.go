@@ -41,7 +41,8 @@ type operator interface {
 	Dump(slot int) (string, error)
 
 	Reload(ctx context.Context, progress func(any)) error
-	Upgrade(ctx context.Context, progress func(any)) error
+	// Upgrade returns only if it fails: else asked is answered by the next image.
+	Upgrade(ctx context.Context, asked control.Crossing) error
 	Drain(ctx context.Context) (control.Drained, error)
 	Undrain() error
 	Stop(ctx context.Context, now bool) (control.Stopped, error)
@@ -285,7 +286,8 @@ func (c *call) upgrade() (any, error) {
 	if err := c.noArgs(); err != nil {
 		return nil, err
 	}
-	return nil, c.during(func() error { return c.op.Upgrade(context.WithoutCancel(c.ctx), c.progress) }, none)
+	asked := c.req.Cross()
+	return nil, c.during(func() error { return c.op.Upgrade(context.WithoutCancel(c.ctx), asked) }, none)
 }
 
 // progress is emit for who does not stop because nobody listens.

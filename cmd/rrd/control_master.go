@@ -63,12 +63,15 @@ func (m *master) openControl() (serve func(context.Context), err error) {
 	}
 	m.ctl.ln, m.ctl.at = ln, ln.Path()
 	m.log.Info().Str("event", "control.open").Str("path", ln.Path()).Msg("control socket")
-	return m.controlServer(ln), nil
+	return m.controlServer(m.newControlServer(), ln), nil
+}
+
+func (m *master) newControlServer() *control.Server {
+	return control.NewServer(control.ServerConfig{Handler: controlHandler{m}, Handled: m.ctl.handled, Denied: m.controlDenied})
 }
 
 // controlServer returns what serves the control socket until its context ends.
-func (m *master) controlServer(ln *control.Listener) func(context.Context) {
-	server := control.NewServer(control.ServerConfig{Handler: controlHandler{m}, Handled: m.ctl.handled, Denied: m.controlDenied})
+func (m *master) controlServer(server *control.Server, ln *control.Listener) func(context.Context) {
 	return func(ctx context.Context) {
 		if err := server.Serve(ctx, ln); err != nil {
 			m.log.Error().Str("event", "control.failed").Err(err).Msg("the control socket is not served any more")
@@ -194,10 +197,9 @@ func (m *master) Reload(ctx context.Context, progress func(any)) error {
 	return err
 }
 
-// Upgrade is USR2 with an answer if it fails; if it does not, the next image of this
-// process answers other questions.
-func (m *master) Upgrade(ctx context.Context, _ func(any)) error {
-	err := m.upgrade(ctx)
+// Upgrade is USR2 with an answer, which is the next image's if it does not fail.
+func (m *master) Upgrade(ctx context.Context, asked control.Crossing) error {
+	err := m.upgrade(ctx, asked)
 	if errors.Is(err, errReloading) {
 		return control.Errorf(control.CodeBusy, "%v", err)
 	}

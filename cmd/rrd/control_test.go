@@ -101,7 +101,7 @@ func (o *fakeOperator) Reload(_ context.Context, progress func(any)) error {
 	progress(control.SlotEvent{Slot: 0, State: "started"})
 	return o.act("reload", 0)
 }
-func (o *fakeOperator) Upgrade(context.Context, func(any)) error { return errNone }
+func (o *fakeOperator) Upgrade(context.Context, control.Crossing) error { return errNone }
 func (o *fakeOperator) Drain(context.Context) (control.Drained, error) {
 	return control.Drained{Open: 1}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"rrd/cmd/internal/control"
 	"rrd/dispatcher"
 	"rrd/handoff"
 	"rrd/metrics"
@@ -84,24 +85,25 @@ func (m *master) upgradeOnSignal(ctx context.Context) {
 			return
 		case <-m.upgrades.wanted:
 			m.reloads.running.Lock()
-			_ = m.upgradeHeld(ctx) // it is logged
+			_ = m.upgradeHeld(ctx, control.Crossing{}) // it is logged
 			m.reloads.running.Unlock()
 		}
 	}
 }
 
-// upgrade replaces the program. It returns only if that failed.
-func (m *master) upgrade(ctx context.Context) error {
+// upgrade replaces the program. It returns only if that failed; if not, the next image
+// answers who has asked for it.
+func (m *master) upgrade(ctx context.Context, asked control.Crossing) error {
 	if !m.reloads.running.TryLock() {
 		return errReloading
 	}
 	defer m.reloads.running.Unlock()
-	return m.upgradeHeld(ctx)
+	return m.upgradeHeld(ctx, asked)
 }
 
-func (m *master) upgradeHeld(ctx context.Context) error {
+func (m *master) upgradeHeld(ctx context.Context, asked control.Crossing) error {
 	m.log.Info().Str("event", "upgrade.start").Str("path", m.program).Msg("upgrading in place")
-	err := m.tryUpgrade(ctx)
+	err := m.tryUpgrade(ctx, asked)
 	m.noteUpgrade(err)
 	return err
 }
@@ -121,7 +123,7 @@ func (m *master) upgradeCounts() metrics.Upgrades {
 	return m.upgrades.counts
 }
 
-func (m *master) tryUpgrade(ctx context.Context) error {
+func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 	began := time.Now()
 	if err := canUpgrade(); err != nil {
 		return err
@@ -151,6 +153,8 @@ func (m *master) tryUpgrade(ctx context.Context) error {
 	}
 	defer release()
 	state.TookSeconds = time.Since(began).Seconds()
+	state.Asked, state.Asker = asked, askerOf(asked)
+	defer state.Asker.Close() //nolint:errcheck // a duplicate
 	file, err := stateFile(state)
 	if err != nil {
 		return err
@@ -260,6 +264,15 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		}
 	}
 	return s, nil
+}
+
+// askerOf duplicates the connection of who has asked. None: it was a signal, or the
+// client has left.
+func askerOf(asked control.Crossing) (dup handoff.FD) {
+	if rc, err := asked.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { dup, _ = handoff.Own(int(fd)).Dup() })
+	}
+	return dup
 }
 
 // descriptorOf lends the descriptor of a listener, which its owner keeps.

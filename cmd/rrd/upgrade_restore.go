@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -132,9 +133,30 @@ func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
 	}
 	serveControl := func(context.Context) {}
 	if m.ctl.ln != nil {
-		serveControl = m.controlServer(m.ctl.ln)
+		server := m.newControlServer()
+		m.answerAsker(server)
+		serveControl = m.controlServer(server, m.ctl.ln)
 	}
 	return m.serve(serveMetrics, serveControl, signals, false, stderr)
+}
+
+// answerAsker has the server tell who has asked for the upgrade how it went.
+func (m *master) answerAsker(server *control.Server) {
+	r := m.resumed
+	if !r.Asker.Valid() {
+		return
+	}
+	f := os.NewFile(uintptr(r.Asker.Release()), "asker")
+	var result any
+	var err error
+	if r.failed != "" {
+		err = errors.New(r.failed)
+	} else {
+		result = control.Upgraded{Version: buildInfo().Version, PID: os.Getpid()}
+	}
+	if err := server.Resume(f, r.Asked, result, err); err != nil {
+		m.log.Warn().Str("event", "control.lost").Err(err).Msg("who asked for the upgrade gets no answer")
+	}
 }
 
 // programVersion is what this program calls itself.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"rrd/cmd/internal/control"
 	"rrd/dispatcher"
 	"rrd/handoff"
 	"rrd/handoff/node"
@@ -54,6 +55,11 @@ type savedMaster struct {
 	ControlAt   string
 	ControlMade string
 	OldImage    handoff.FD
+
+	// Asked is the request for this upgrade, Asker the connection that it came on. None: it
+	// was a signal, or the client has left.
+	Asked control.Crossing
+	Asker handoff.FD
 
 	LogLevel    string
 	LogCounts   map[string]uint64
@@ -100,7 +106,7 @@ func (s *savedMaster) config(environ []string) (*config, error) {
 
 // fds are all descriptors in it.
 func (s *savedMaster) fds() (fds []handoff.FD) {
-	for _, d := range []handoff.FD{s.Metrics, s.Control, s.OldImage} {
+	for _, d := range []handoff.FD{s.Metrics, s.Control, s.OldImage, s.Asker} {
 		if d.Valid() {
 			fds = append(fds, d)
 		}

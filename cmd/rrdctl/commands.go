@@ -209,6 +209,16 @@ func (a *app) drain() error {
 	return nil
 }
 
+// upgrade is answered by the new program, on the same connection.
+func (a *app) upgrade() error {
+	var u control.Upgraded
+	if err := a.ask(control.CmdUpgrade, nil, &u, nil); err != nil {
+		return err
+	}
+	a.say("upgraded: version %s, process %d", plain(u.Version), u.PID)
+	return nil
+}
+
 func (a *app) stopCommand() *cobra.Command {
 	now := false
 	c := a.verb("stop", "stop rrd as TERM does; waits for the end", 0, func([]string) error { return a.stop(now) })

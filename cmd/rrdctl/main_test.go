@@ -117,7 +117,6 @@ func TestVerbs(t *testing.T) {
 	f.errs[control.CmdWorkersRestart] = control.Errorf(control.CodeUsage, "there is no slot 9: they are 0 to 1")
 	f.events[control.CmdReload] = []any{slot(0, "started", 0, ""), slot(0, "failed", 0, "exited with code 1")}
 	f.errs[control.CmdReload] = control.Errorf(control.CodeFailed, "slot 0: exited with code 1")
-	f.results[control.CmdStatus] = sample(1, false)
 	f.errs[control.CmdUpgrade] = control.Errorf(control.CodeFailed, "the new program said no")
 	f.results[control.CmdDrain] = control.Drained{Open: 3, Seconds: 30}
 	f.results[control.CmdStop] = control.Stopped{ExitCode: 0, Cut: 2, Seconds: 90}
@@ -149,7 +148,7 @@ func TestVerbs(t *testing.T) {
 		{"workers drain 1", 0, `workers.drain{"slot":1}`, "slot 1: drained\n", ""},
 		{"workers undrain 1", 0, `workers.undrain{"slot":1}`, "slot 1: serves again\n", ""},
 		{"reload", 1, `reload{"wait":true}`, "slot 0: started\nslot 0: failed: exited with code 1\n", "rrdctl: slot 0: exited with code 1\n"},
-		{"upgrade", 1, "status|upgrade", "", "rrdctl: the new program said no\n"},
+		{"upgrade", 1, "upgrade", "", "rrdctl: the new program said no\n"},
 		{"drain", 1, "drain", "drained for 30s, and 3 connections are still open: rrd waits for stop\n", ""},
 		{"undrain", 0, "undrain", "in rotation again\n", ""},
 		{"stop --now", 0, `stop{"now":true}`, "stopped after 1m30s with exit code 0, 2 connections cut\n", ""},

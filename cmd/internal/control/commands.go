@@ -57,7 +57,7 @@ func Commands() []Command {
 		{CmdWorkersSignal, SignalArgs{}, Signalled{}},
 		{CmdWorkersDump, SlotsArgs{}, nil},
 		{CmdReload, ReloadArgs{}, nil},
-		{CmdUpgrade, nil, nil},
+		{CmdUpgrade, nil, Upgraded{}},
 		{CmdDrain, nil, Drained{}},
 		{CmdUndrain, nil, nil},
 		{CmdStop, StopArgs{}, Stopped{}},
@@ -166,6 +166,12 @@ type Reload struct {
 	Error string `json:"error,omitempty"`
 	// LastSuccess is when the configuration in force was read.
 	LastSuccess time.Time `json:"last_success"`
+}
+
+// Upgraded is the program that goes on, as an upgrade's result.
+type Upgraded struct {
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
 }
 
 // Upgrade counts upgrades in place. Error says why the last one failed; "": it did not.

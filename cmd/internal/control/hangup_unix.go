@@ -15,7 +15,7 @@ import (
 func hungUp(c net.Conn) bool {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
-		return true // no socket, so there are no sides
+		return false // no socket, so there are no sides: a write will tell
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {

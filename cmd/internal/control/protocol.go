@@ -58,6 +58,8 @@ type Request struct {
 	ID   uint64          `json:"id"`
 	Cmd  string          `json:"cmd"`
 	Args json.RawMessage `json:"args,omitempty"`
+
+	of *client // whose it is; nil: nobody waits for an answer
 }
 
 // reply is one line of the master.

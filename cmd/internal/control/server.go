@@ -45,6 +45,7 @@ type ServerConfig struct {
 // Server answers the clients of one Listener.
 type Server struct {
 	cfg     ServerConfig
+	resumed *client        // to be answered first; nil: nobody
 	clients sync.WaitGroup // one for each connection
 	count   atomic.Int32
 	idle    time.Duration // MaxIdle
@@ -78,6 +79,9 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.ln.Close() }) // ends the Accept below
 	defer stop()
 	defer l.Close()
+	if s.resumed != nil {
+		s.start(ctx, life, s.resumed)
+	}
 	for {
 		c, err := l.ln.AcceptUnix()
 		switch {
@@ -133,15 +137,15 @@ func (s *Server) admit(ctx, life context.Context, l *Listener, c *net.UnixConn) 
 		pause(ctx, turnedAwayPause)
 		return
 	}
-	s.start(ctx, life, c, peer)
+	s.start(ctx, life, &client{s: s, c: c, peer: peer, in: lineReader{r: c}})
 }
 
 // start serves a connection in a goroutine of its own, which finish waits for.
-func (s *Server) start(ctx, life context.Context, c net.Conn, peer Peer) {
+func (s *Server) start(ctx, life context.Context, k *client) {
 	s.count.Add(1)
 	s.clients.Go(func() {
 		defer s.count.Add(-1)
-		s.serve(ctx, life, c, peer)
+		k.serve(ctx, life)
 	})
 }
 
@@ -153,54 +157,53 @@ type client struct {
 	ctx    context.Context // of what its requests wait for
 	cancel context.CancelFunc
 
-	lines   chan []byte // from read
-	readErr error       // why lines was closed
-	busy    atomic.Bool // a request runs: what does not come is not late
+	in      lineReader  // while a request runs nothing is read
+	first   func() bool // if set, instead of the first request, as answer
 	writeMu sync.Mutex
 	gone    error // of the first write that failed; guarded by writeMu
 }
 
 // serve works off the requests of one connection until it ends, ctx is done
 // between two of them, or life is.
-func (s *Server) serve(ctx, life context.Context, c net.Conn, peer Peer) {
-	k := &client{s: s, c: c, peer: peer, lines: make(chan []byte)}
+func (k *client) serve(ctx, life context.Context) {
 	k.ctx, k.cancel = context.WithCancel(ctx)
-	unhook := context.AfterFunc(life, func() { _ = c.Close() })
+	unhook := context.AfterFunc(life, func() { _ = k.c.Close() })
 	defer unhook()
-	var reader sync.WaitGroup
-	defer reader.Wait()
 	defer k.c.Close()
 	defer k.cancel()
-	reader.Go(k.read)
+	if k.first != nil && !k.first() {
+		return
+	}
 	for {
-		k.busy.Store(false)
-		_ = c.SetReadDeadline(time.Now().Add(s.idle)) // an error shows when it is read
-		var line []byte
-		var ok bool
-		select {
-		case line, ok = <-k.lines:
-		case <-ctx.Done():
+		line, err := k.next(ctx)
+		if ctx.Err() != nil {
 			return
 		}
-		if !ok {
-			k.farewell()
+		if err != nil {
+			k.farewell(err)
 			return
 		}
-		k.busy.Store(true)
-		_ = c.SetReadDeadline(time.Time{})
 		if !k.answer(line) {
 			return
 		}
 	}
 }
 
+// next waits for a request. The end of ctx interrupts it.
+func (k *client) next(ctx context.Context) ([]byte, error) {
+	_ = k.c.SetReadDeadline(time.Now().Add(k.s.idle)) // an error shows when it is read
+	stop := context.AfterFunc(ctx, func() { _ = k.c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	return k.in.next()
+}
+
 // farewell says why the master ends the conversation, if it does.
-func (k *client) farewell() {
+func (k *client) farewell(why error) {
 	var err error
 	switch {
-	case errors.Is(k.readErr, errLong):
+	case errors.Is(why, errLong):
 		err = Errorf(CodeUsage, "a line has more than %d bytes", MaxLine)
-	case errors.Is(k.readErr, os.ErrDeadlineExceeded):
+	case errors.Is(why, os.ErrDeadlineExceeded):
 		err = Errorf(CodeRefused, "no request came for %v", k.s.idle)
 	default:
 		return
@@ -225,7 +228,13 @@ func (k *client) answer(line []byte) bool {
 		_ = k.write(failure(r.ID, err))
 		return false
 	}
+	r.of = k
 	result, err := k.handle(r)
+	return k.finish(r, result, err)
+}
+
+// finish sends the last line about a request, and says whether it could be sent.
+func (k *client) finish(r Request, result any, err error) bool {
 	out := reply{ID: r.ID}
 	if err == nil {
 		yes := true
@@ -247,6 +256,11 @@ func (k *client) answer(line []byte) bool {
 
 // handle calls the handler. A bug in it costs an answer, not the service.
 func (k *client) handle(r Request) (result any, err error) {
+	var watcher sync.WaitGroup
+	doneC := make(chan struct{})
+	watcher.Go(func() { k.watch(doneC) })
+	defer watcher.Wait()
+	defer close(doneC)
 	defer func() {
 		if p := recover(); p != nil {
 			result, err = nil, Errorf(CodeFailed, "%s: internal error: %v", r.Cmd, p)
@@ -309,50 +323,19 @@ func oneLine(s string) string {
 	return string(b)
 }
 
-// read hands the lines over until there are no more, and then looks after the
-// client for the request that may still run. serve waits for it.
-func (k *client) read() {
-	in := lineReader{r: k.c}
-	for {
-		line, err := in.next()
-		switch {
-		case err == nil:
-			if !k.pass(line) {
-				return
-			}
-		case errors.Is(err, os.ErrDeadlineExceeded) && k.busy.Load():
-			// The deadline was that of the line that has just come.
-		default:
-			k.readErr = err
-			close(k.lines)
-			if errors.Is(err, io.EOF) {
-				k.pass(nil) // it may only have ended its own side
-			}
-			return
-		}
-	}
-}
-
-// pass hands a line over. It ends without when the client has hung up: who asks
-// for several things at once may leave during the first of them. With no line it
-// only waits for that.
-func (k *client) pass(line []byte) bool {
+// watch looks after the client of a request that runs: nobody is waited for that has
+// hung up, also if it had asked for more.
+func (k *client) watch(doneC <-chan struct{}) {
 	tick := time.NewTicker(hangupPoll)
 	defer tick.Stop()
-	lines := k.lines
-	if line == nil {
-		lines = nil
-	}
 	for {
 		select {
-		case lines <- line:
-			return true
-		case <-k.ctx.Done():
-			return false
+		case <-doneC:
+			return
 		case <-tick.C:
 			if hungUp(k.c) {
 				k.cancel()
-				return false
+				return
 			}
 		}
 	}

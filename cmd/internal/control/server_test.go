@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fake does what the command says: "echo" returns the args, "hold" waits for the
@@ -79,7 +81,7 @@ func newFake() (*fake, *Server) {
 func overPipe(s *Server) (net.Conn, *bufio.Reader, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	mine, theirs := net.Pipe()
-	s.start(ctx, context.Background(), theirs, Peer{UID: 0})
+	s.start(ctx, context.Background(), &client{s: s, c: theirs, in: lineReader{r: theirs}})
 	return mine, bufio.NewReader(mine), func() {
 		cancel()
 		mine.Close()
@@ -235,17 +237,7 @@ func listening(t *testing.T) (path string, f *fake, s *Server, stop func()) {
 		t.Fatal(err)
 	}
 	f, s = newFake()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }() // waited for in stop
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(stop)
-	return path, f, s, stop
+	return path, f, s, serving(t, s, l)
 }
 
 func dial(t *testing.T, path string) *Client {
@@ -331,6 +323,92 @@ func TestClientHangsUp(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(out), `{"id":2,"ok":true,"result":2}`+"\n") {
 		t.Errorf("%q, %v", out, err)
 	}
+}
+
+// Another server goes on with a request, and with what its client has sent behind it.
+func TestCrossing(t *testing.T) {
+	l, err := Listen(filepath.Join(privateDir(t), "c.sock"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := &crosses{crossed: make(chan Crossing)}
+	endBefore := serving(t, NewServer(ServerConfig{Handler: before}), l)
+	c, err := net.Dial("unix", l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, `{"v":1,"id":7,"cmd":"cross"}`+"\n"+`{"v":1,"id":8,"cmd":"echo","args":8}`+"\n"+`{"v":1,"id":9,`); err != nil {
+		t.Fatal(err)
+	}
+	crossed := <-before.crossed
+	rc, err := crossed.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f *os.File
+	if err := rc.Control(func(fd uintptr) {
+		if n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			f = os.NewFile(uintptr(n), "asker")
+		}
+	}); err != nil || f == nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(crossed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crossed = Crossing{}
+	if err := json.Unmarshal(text, &crossed); err != nil {
+		t.Fatal(err)
+	}
+
+	l, err = Listen(filepath.Join(privateDir(t), "c.sock"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, s := newFake()
+	if err := s.Resume(f, crossed, "gone on", nil); err != nil {
+		t.Fatal(err)
+	}
+	endAfter := serving(t, s, l)
+	in := bufio.NewReader(c)
+	receive(t, in, `{"id":7,"ok":true,"result":"gone on"}`)
+	receive(t, in, `{"id":8,"ok":true,"result":8}`)
+	send(t, c, `"cmd":"none"}`)
+	receive(t, in, `{"id":9,"ok":true,"result":{}}`)
+	c.Close()
+	endAfter()
+	endBefore()
+	if got := strings.Join(after.handled, " "); got != "cross echo none" {
+		t.Error(got)
+	}
+}
+
+// crosses gives its request away, as the image before an upgrade does, and waits for
+// the end, which there is the exec.
+type crosses struct{ crossed chan Crossing }
+
+func (x *crosses) Handle(ctx context.Context, _ Peer, r Request, _ func(any) error) (any, error) {
+	x.crossed <- r.Cross()
+	<-ctx.Done()
+	return nil, nil
+}
+
+// serving runs a server until what it returns is called.
+func serving(t *testing.T, s *Server, l *Listener) (end func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l) }() // waited for in end
+	end = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	return end
 }
 
 func eventually(t *testing.T, cond func() bool) {
