@@ -359,8 +359,9 @@ func slowClients(t *testing.T, f form) {
 	}
 	r := serves(t, m, load.Config{Rate: 200, Total: 400})
 	f.note(t, "p99 %v without and %v with %d idle clients", calm.Percentile(0.99), r.Percentile(0.99), n)
-	// Far above what is to be seen, as the machine has other work.
-	if r.Percentile(0.99) > 3*calm.Percentile(0.99)+100*time.Millisecond {
+	// The median, and far above what is to be seen, as the machine has other work: a tail of
+	// so few is that of the machine.
+	if r.Percentile(0.5) > 3*calm.Percentile(0.5)+20*time.Millisecond {
 		t.Errorf("others wait: %v, without them %v", r, calm)
 	}
 	for _, c := range idle {
