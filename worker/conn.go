@@ -7,24 +7,34 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // Conn is a TCP connection that a listener of this package has accepted, under
 // every policy. It is the *net.TCPConn that it embeds, with sendfile and splice,
-// but that type assertions to *net.TCPConn fail: use NetConn.
+// but that type assertions to *net.TCPConn fail (use NetConn) and that net.Buffers are
+// written piece by piece.
 //
 // Whatever reads, writes or closes goes through Conn: the master must hear of the
 // ack before and of the close after. Do not use the embedded field for that.
 type Conn struct {
 	*net.TCPConn
-	h hold
+	*noBuffers //nolint:unused // by being there
+	h          hold
 }
 
 // UnixConn is Conn for unix sockets.
 type UnixConn struct {
 	*net.UnixConn
-	h hold
+	*noBuffers //nolint:unused // by being there
+	h          hold
 }
+
+// noBuffers is always nil. It has the methods that package net's types have in common, so
+// that none of them is promoted, also not the one without a name for others by which
+// net.Buffers would write before the ack: to a Conn it writes piece by piece. The rest is
+// spelled out.
+type noBuffers net.IPConn //nolint:unused // embedded
 
 // hold is what the master must still hear of a connection. Without a channel
 // (outside rrd) it hears nothing.
@@ -92,12 +102,12 @@ func (h *hold) touchFirst() {
 // may leave this package's sight: the master lets go of its copy at once. After
 // that Close leaves the socket alone, which may still be in use.
 func (h *hold) touchNow() {
-	if h.ack == 0 {
+	if h.ack == 0 || h.state.Load()&plain != 0 {
 		return
 	}
 	h.touch()
-	h.state.Or(plain)
 	h.ch.flush()
+	h.state.Or(plain)
 }
 
 // close closes c. While the master may still have its copy, close(2) alone sends
@@ -120,7 +130,7 @@ func (h *hold) close(c interface {
 		ch.closedLocked()
 	}
 	if h.state.Load()&alone != 0 {
-		ch.urgent = len(ch.out) > 0
+		ch.urgent = ch.urgent || len(ch.out) > 0
 	}
 	if ch.starving {
 		ch.roomLocked()
@@ -231,3 +241,13 @@ func (c *Conn) File() (*os.File, error) { c.h.touchNow(); return c.TCPConn.File(
 // Close ends the connection. A Read or Write that is under way returns an error
 // for which errors.Is finds net.ErrClosed.
 func (c *Conn) Close() error { return c.h.close(c.TCPConn) }
+
+// What package net's types have in common, see noBuffers.
+
+func (c *Conn) LocalAddr() net.Addr                { return c.TCPConn.LocalAddr() }
+func (c *Conn) RemoteAddr() net.Addr               { return c.TCPConn.RemoteAddr() }
+func (c *Conn) SetDeadline(t time.Time) error      { return c.TCPConn.SetDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error  { return c.TCPConn.SetReadDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.TCPConn.SetWriteDeadline(t) }
+func (c *Conn) SetReadBuffer(bytes int) error      { return c.TCPConn.SetReadBuffer(bytes) }
+func (c *Conn) SetWriteBuffer(bytes int) error     { return c.TCPConn.SetWriteBuffer(bytes) }

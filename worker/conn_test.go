@@ -27,6 +27,32 @@ func connPair(t testing.TB, network string, flags uint16) (*master, net.Conn, ne
 	return m, client, conn, seq
 }
 
+// net.Buffers has a way of its own into the connections of package net.
+func TestAckLeavesBeforeBuffersAreWritten(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		m := newMaster(t)
+		ch := m.worker(0)
+		ln := m.listen(ch, 1)
+		ch.mu.Lock()
+		ch.tickArmed = true // it never fires
+		ch.mu.Unlock()
+		_, _ = m.add(network, 1)
+		_, _ = m.add(network, 1)
+		m.flush()
+		conn := accepted(t, accept(t, ln)) // its ack would leave with the other's
+		if ch.flushed.Load() > 0 {
+			t.Fatal("an ack has left already")
+		}
+		b := net.Buffers{[]byte("a"), []byte("b")}
+		if n, err := b.WriteTo(conn); n != 2 || err != nil {
+			t.Fatal(n, err)
+		}
+		if ch.flushed.Load() == 0 {
+			t.Error("a byte was written before the ack")
+		}
+	}
+}
+
 func TestTouchedOnce(t *testing.T) {
 	for name, touch := range map[string]func(client net.Conn, c *Conn){
 		"read":       func(client net.Conn, c *Conn) { _, _ = client.Write([]byte("x")); _, _ = c.Read(make([]byte, 1)) },

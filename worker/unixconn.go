@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // NetConn returns the *net.UnixConn. It is lent: close the UnixConn, not this.
@@ -80,3 +81,13 @@ func (c *UnixConn) File() (*os.File, error) { c.h.touchNow(); return c.UnixConn.
 
 // Close ends the connection; see Conn.Close.
 func (c *UnixConn) Close() error { return c.h.close(c.UnixConn) }
+
+// What package net's types have in common, see noBuffers.
+
+func (c *UnixConn) LocalAddr() net.Addr                { return c.UnixConn.LocalAddr() }
+func (c *UnixConn) RemoteAddr() net.Addr               { return c.UnixConn.RemoteAddr() }
+func (c *UnixConn) SetDeadline(t time.Time) error      { return c.UnixConn.SetDeadline(t) }
+func (c *UnixConn) SetReadDeadline(t time.Time) error  { return c.UnixConn.SetReadDeadline(t) }
+func (c *UnixConn) SetWriteDeadline(t time.Time) error { return c.UnixConn.SetWriteDeadline(t) }
+func (c *UnixConn) SetReadBuffer(bytes int) error      { return c.UnixConn.SetReadBuffer(bytes) }
+func (c *UnixConn) SetWriteBuffer(bytes int) error     { return c.UnixConn.SetWriteBuffer(bytes) }
