@@ -27,6 +27,7 @@ type logSink struct {
 type logLine struct {
 	text     []byte
 	writtenC chan struct{}
+	end      bool // nothing follows
 }
 
 const (
@@ -58,7 +59,7 @@ func (s *logSink) write() {
 	for l := range s.lineC {
 		if l.writtenC != nil {
 			close(l.writtenC)
-			if s.closed.Load() {
+			if l.end {
 				return
 			}
 			continue
@@ -71,17 +72,18 @@ func (s *logSink) write() {
 }
 
 // flush returns when what is queued is written, or nobody reads it.
-func (s *logSink) flush() {
+func (s *logSink) flush() { s.ask(logLine{writtenC: make(chan struct{})}) }
+
+func (s *logSink) ask(question logLine) {
 	timer := time.NewTimer(logLinger)
 	defer timer.Stop()
-	writtenC := make(chan struct{})
 	select {
-	case s.lineC <- logLine{writtenC: writtenC}:
+	case s.lineC <- question:
 	case <-timer.C:
 		return
 	}
 	select {
-	case <-writtenC:
+	case <-question.writtenC:
 	case <-timer.C:
 	}
 }
@@ -89,5 +91,5 @@ func (s *logSink) flush() {
 // close is flush, and nothing is written after it. It is called once.
 func (s *logSink) close() {
 	s.closed.Store(true)
-	s.flush()
+	s.ask(logLine{writtenC: make(chan struct{}), end: true})
 }

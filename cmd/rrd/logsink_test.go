@@ -46,6 +46,22 @@ func TestLogSinkKeepsNothingBack(t *testing.T) {
 	}
 }
 
+// A flush that was given up leaves a question behind, which must not be taken for the end.
+func TestLogSinkAfterAFlushInVain(t *testing.T) {
+	var g gated
+	s := newLogSink(&g)
+	g.mu.Lock()
+	_, _ = s.Write([]byte("first\n"))
+	s.flush()
+	_, _ = s.Write([]byte("last\n"))
+	s.closed.Store(true) // as close does, before the sink goes on
+	g.mu.Unlock()
+	s.close()
+	if got := g.buf.String(); got != "first\nlast\n" {
+		t.Errorf("%q was written", got)
+	}
+}
+
 // A sink that is blocked holds up nobody; what was lost is told when it goes on.
 func TestLogSinkBlocked(t *testing.T) {
 	var g gated
