@@ -193,6 +193,8 @@ func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 	k.stats.Rejects[why]++
 	l.stats.HandoffAck.observe(l.now - l.socks[c].sent)
 	id := l.table.conns[c].listener
+	// Sent before it has closed that listener, and has listened again since.
+	former := l.socks[c].seq>>connBits <= k.joinedAfter(id)
 	l.unfly(c)
 	l.table.reject(c)
 	if k.traits.NoAgain {
@@ -201,7 +203,11 @@ func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 		l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k && p.id == id })
 	}
 	l.stats.Redispatches[RedispatchRejected]++
-	if why == handoff.ReasonClosed {
+	switch {
+	case why != handoff.ReasonClosed:
+	case former:
+		l.again(k, l.listeners[id].wire) // no AGAIN follows
+	default:
 		l.table.leave(k.idx, id)
 	}
 	l.refsUntil = 0

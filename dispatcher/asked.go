@@ -220,6 +220,10 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 		ln.asked.users[k.slot] = k.id
 	}
 	k.joined = append(k.joined, ln.wire)
+	for len(k.joinedAt) <= int(ln.id) {
+		k.joinedAt = append(k.joinedAt, 0)
+	}
+	k.joinedAt[ln.id] = k.handoffs
 	if k.settleAt != 0 {
 		k.settleAt = l.now + settleAfter
 	}

@@ -355,3 +355,44 @@ func TestAWorkersRights(t *testing.T) {
 		t.Error("the worker's rights stayed with this process")
 	}
 }
+
+// A handoff may cross the closing of its listener. Who has listened again by the time
+// that it is answered is served on; who has not is out.
+func TestClosedCrossesListeningAgain(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		s := newStepped(t, Config{Configured: true})
+		ln := s.listen("web")
+		p := s.serving(ln)
+		s.connect(ln, 1)
+		s.settle()
+		p.mustGet(1)
+		p.say(handoff.Frame{Type: handoff.Leave, Listener: ln.wire})
+		if again {
+			p.ask(2, ln.network, ln.conf.Name, 0)
+		}
+		p.answer(1, handoff.Reject, handoff.ReasonClosed)
+		s.settle()
+		if again {
+			p.mustGet(1)
+			p.ack(1)
+		} else if n := len(p.hear()); n > 0 {
+			t.Errorf("the worker has left, and is given %d", n)
+		}
+		s.lawful()
+	}
+}
+
+// Who rejects with closed what was handed over after it had listened is out, too.
+func TestClosedWithoutLeaving(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	p := s.serving(ln)
+	s.connect(ln, 1)
+	s.settle()
+	p.mustGet(1)
+	p.answer(1, handoff.Reject, handoff.ReasonClosed)
+	s.settle()
+	if n := len(p.hear()); n > 0 {
+		t.Errorf("it is given %d", n)
+	}
+}

@@ -43,6 +43,7 @@ type link struct {
 	acks, closed uint64   // of this process
 	joined       []uint32 // the listeners it has, by wire, as often as it asked
 	listens      int      // LISTENs not left again
+	joinedAt     []uint64 // by listenerID: handoffs when LISTENING was said last
 	pings        uint64
 	settleAt     int64   // ready then, also without its predecessor's listeners
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
@@ -73,6 +74,15 @@ const (
 	allMessages = 1024
 	againEvery  = int64(5 * time.Millisecond)
 )
+
+// joinedAfter is how many handoffs there were when the worker was told last that it has
+// a listener.
+func (k *link) joinedAfter(id listenerID) uint64 {
+	if int(id) < len(k.joinedAt) {
+		return k.joinedAt[id]
+	}
+	return 0
+}
 
 // active is how many connections the worker has, as far as it tells.
 func (k *link) active() int64 {
@@ -450,8 +460,8 @@ func (l *loop) flyingConn(k *link, seq uint64) (connID, bool) {
 	return connID(c), true
 }
 
-// lastAnswers reads what a dead worker still said. Nothing but answers counts
-// now, and what is not understood is stepped over: an ack behind it means that a
+// lastAnswers reads what a dead worker still said. Only what it says of connections
+// counts now, and what is not understood is stepped over: an ack behind it means that a
 // byte may have been served. It begins with what is left of the message that
 // broke the protocol, and ends also if a stranger who holds the worker's end
 // goes on talking.
@@ -462,8 +472,15 @@ func (l *loop) lastAnswers(k *link) {
 			if !more || err != nil {
 				break
 			}
-			if c, ok := l.flyingConn(k, l.frame.Seq); ok && l.frame.Type == handoff.Ack {
-				l.acked(k, c)
+			switch l.frame.Type {
+			case handoff.Ack:
+				if c, ok := l.flyingConn(k, l.frame.Seq); ok {
+					l.acked(k, c)
+				}
+			case handoff.Touched: // what only it knows: its descriptor may be elsewhere
+				l.touched(k, l.frame.Seq)
+			case handoff.Closed:
+				k.closed += min(uint64(l.frame.Arg), k.acks-k.closed)
 			}
 		}
 		err := k.ch.Receive()

@@ -83,6 +83,49 @@ func TestWhatADeadWorkerDidNotTouchIsRescued(t *testing.T) {
 	}
 }
 
+// What a dead worker said last and nobody had read yet counts: it may be all that tells
+// of a descriptor that it has passed on.
+func TestTouchedUnreadAtDeath(t *testing.T) {
+	for _, ackUnread := range []bool{false, true} {
+		s := newStepped(t, Config{Configured: true, RescueLimit: 10})
+		ln := s.listen("web")
+		p := s.touching(ln)
+		s.connect(ln, 1)
+		s.settle()
+		p.mustGet(1)
+		seq := p.has[0].seq
+		touched := handoff.Frame{Type: handoff.Touched, Seq: seq}
+		if ackUnread {
+			p.say(handoff.Frame{Type: handoff.Ack, Seq: seq}, touched)
+		} else {
+			p.ackOnly()
+			p.say(touched)
+		}
+		p.die(Removal{}) // no turn in between
+		other := s.touching(ln)
+		if st := s.stats("web"); len(other.has) > 0 || st.Rescued > 0 {
+			t.Errorf("another worker has %v, rescued %d", clientsOf(other), st.Rescued)
+		}
+		s.lawful()
+	}
+}
+
+func TestClosedUnreadAtDeath(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	p := s.serving(ln)
+	s.connect(ln, 2)
+	s.settle()
+	p.mustGet(1, 2)
+	p.ackOnly()
+	p.say(handoff.Frame{Type: handoff.Closed, Arg: 1}, handoff.Frame{Type: handoff.Closed, Arg: 7})
+	k := p.k
+	p.die(Removal{})
+	if k.stats.Lost != 0 {
+		t.Errorf("%d lost", k.stats.Lost)
+	}
+}
+
 func clientsOf(p *peer) []int {
 	var out []int
 	for _, h := range p.has {

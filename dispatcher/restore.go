@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"rrd/handoff"
@@ -261,6 +262,9 @@ func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
 	k.part, _ = ch.(partSender)
 	k.hold, _ = ch.(holder)
 	k.token = l.token(int(k.idx), tokenIsLink)
+	// A handoff that is under way may be answered with closed by a worker that has listened
+	// again since: once more is better than never again.
+	k.joinedAt = slices.Repeat([]uint64{k.handoffs}, len(l.listeners))
 	for _, age := range in.AgainAt {
 		k.againAt = append(k.againAt, l.at(age))
 	}
