@@ -179,6 +179,77 @@ func TestNobodyTakesThenAgain(t *testing.T) {
 	m.expect(handoff.Ack)
 }
 
+// parkedOnTwo are two listeners of endpoint 1, each with a goroutine that is parked in
+// Accept, and another that reads.
+func parkedOnTwo(t *testing.T) (m *master, ch *channel, first, second net.Listener, firstC, secondC <-chan result[net.Conn]) {
+	m = newMaster(t)
+	ch = m.worker(0)
+	other := m.listen(ch, 2)
+	first, second = m.listen(ch, 1), m.listen(ch, 1)
+	accept(t, other)
+	parked(t, ch, 0, waiterReads)
+	firstC = accept(t, first)
+	parked(t, ch, 1, waiterReads)
+	secondC = accept(t, second)
+	parked(t, ch, 2, waiterReads)
+	m.expect(handoff.Ready)
+	return m, ch, first, second, firstC, secondC
+}
+
+// A goroutine that is woken for a connection may find its listener closed: then another
+// one of the endpoint takes it.
+func TestClosedListenerPassesTheWakeUpOn(t *testing.T) {
+	_, ch, first, _, firstC, secondC := parkedOnTwo(t)
+	_, d := pair(t, "tcp")
+	ch.mu.Lock()
+	ch.pushLocked(ch.endpoints[1], handedOff{fd: d, seq: 1 << 40, at: time.Now()}) // wakes the first
+	ln := first.(*listener)
+	ln.closed = true // it runs only when mu is free
+	ln.ep.listeners--
+	ch.unlock()
+	if _, err := wait(t, firstC); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept ends with %v", err)
+	}
+	accepted(t, secondC)
+}
+
+// Who is in Accept when a connection is given back all the same asks for more.
+func TestAgainAfterExpiryInAccept(t *testing.T) {
+	m, ch, _, _, _, _ := parkedOnTwo(t)
+	ep := ch.endpoints[1]
+	_, d := pair(t, "tcp")
+	ch.mu.Lock()
+	ep.queue = append(ep.queue, handedOff{fd: d, seq: 1 << 40, at: time.Now()}) // nobody is woken, or gets no CPU
+	ch.takeTime = 0
+	ch.expireLocked(ep, time.Now())
+	ch.unlock()
+	m.expectReject(1<<40, handoff.ReasonBusy)
+	if f := m.expect(handoff.Again); f.Listener != 1 {
+		t.Errorf("AGAIN(%d), want 1", f.Listener)
+	}
+}
+
+// What cannot be made a connection goes back, and more is asked for.
+func TestAgainAfterOther(t *testing.T) {
+	m := newMaster(t)
+	ln := m.listen(m.worker(0), 1)
+	c := accept(t, ln)
+	m.expect(handoff.Ready)
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dup(t, packets.(*net.UDPConn))
+	_ = packets.Close()
+	m.copies[1<<40] = &d
+	m.c.Add(1<<40, 1, 0, d)
+	m.flush()
+	m.expectReject(1<<40, handoff.ReasonOther)
+	m.expect(handoff.Again)
+	m.handOff(1)
+	accepted(t, c)
+}
+
 // While every acceptor is busy the library itself reads and answers.
 func TestBackgroundAnswersPing(t *testing.T) {
 	m := newMaster(t)

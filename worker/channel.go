@@ -157,10 +157,6 @@ func (ch *channel) awaitLocked(w *waiter) {
 		switch {
 		case ch.role == nobody && !ch.gone:
 			ch.readLocked(waiterReads, w.ep)
-		case ch.prompt:
-			ch.mu.Unlock()
-			ch.flush()
-			ch.mu.Lock()
 		default:
 			ch.parkLocked(w)
 		}
@@ -178,6 +174,7 @@ func (ch *channel) parkLocked(w *waiter) {
 	if ch.role == backgroundReads {
 		ch.interruptLocked()
 	}
+	ch.hurryLocked()
 	ch.unlock()
 	<-w.wake
 	ch.mu.Lock()
@@ -197,6 +194,11 @@ func (ch *channel) wakeLocked(match func(*waiter) bool) bool {
 		}
 	}
 	return false
+}
+
+// wakeForLocked wakes the one that has waited the longest in Accept for ep.
+func (ch *channel) wakeForLocked(ep *endpoint) bool {
+	return ch.wakeLocked(func(w *waiter) bool { return w.ep == ep })
 }
 
 func anyWaiter(*waiter) bool { return true }
@@ -245,10 +247,6 @@ func (ch *channel) readLocked(as role, ep *endpoint) {
 		ch.endLocked(err)
 	}
 	ch.readingFor = nil
-	if ch.urgent {
-		ch.unlock()
-		ch.mu.Lock()
-	}
 }
 
 // receive waits for a message, sending first what is prompt. With acks to
@@ -256,33 +254,19 @@ func (ch *channel) readLocked(as role, ep *endpoint) {
 // there, and more acks will share a message.
 func (ch *channel) receive(unsent bool) error {
 	if unsent {
-		if err := ch.tryReceive(); err != syscall.EAGAIN {
+		if err := ch.port.TryReceive(&ch.msg); err != syscall.EAGAIN {
 			return err
 		}
 		ch.flush()
 	}
-	err := ch.port.Receive(&ch.msg)
-	if errors.Is(err, syscall.ECONNRESET) {
-		// A master that died with messages of ours unread shows as a reset first;
-		// then what it had sent can still be read, up to the end (tried on Linux).
-		err = ch.port.Receive(&ch.msg)
-	}
-	return err
-}
-
-func (ch *channel) tryReceive() error {
-	err := ch.port.TryReceive(&ch.msg)
-	if err == syscall.ECONNRESET {
-		return syscall.EAGAIN
-	}
-	return err
+	return ch.port.Receive(&ch.msg)
 }
 
 // onTick runs on the tick timer's goroutine. It sends what should have left by now.
 func (ch *channel) onTick() {
 	ch.mu.Lock()
 	ch.tickArmed = false
-	ch.urgent = ch.prompt
+	ch.hurryLocked()
 	ch.unlock()
 }
 

@@ -131,6 +131,23 @@ func TestMasterGoneServesWhatItHadSent(t *testing.T) {
 	}
 }
 
+// And it may wait for the program as long as it needs.
+func TestMasterGoneWaitsForTheProgram(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln := m.listen(ch, 1)
+	exits(ch)
+	first := accept(t, ln)
+	_, _ = m.handOff(1)
+	_ = accepted(t, first)
+	last, _ := m.handOff(1)
+	m.die()
+	<-ch.drainC
+	setTakeTime(ch, 0)
+	ch.onLater()
+	exchange(t, last, accepted(t, accept(t, ln)))
+}
+
 func TestMasterGoneThenTimeOver(t *testing.T) {
 	m := newMaster(t)
 	ch := m.worker(0)

@@ -43,7 +43,7 @@ func (ch *channel) pushLocked(ep *endpoint, h handedOff) {
 	if ch.readingFor == ep && len(ep.queue) == 1 {
 		return
 	}
-	if !ch.wakeLocked(func(w *waiter) bool { return w.ep == ep }) {
+	if !ch.wakeForLocked(ep) {
 		interruptShared(ep)
 	}
 }
@@ -60,8 +60,11 @@ func (ep *endpoint) popLocked() handedOff {
 
 // expireLocked rejects what has been in ep's queue for too long. If somebody is in
 // Accept all the same (a machine that is very busy), that one asks for more when
-// it runs.
+// it runs. Without a master these are the only copies: they wait for the program.
 func (ch *channel) expireLocked(ep *endpoint, now time.Time) {
+	if ch.gone {
+		return
+	}
 	for len(ep.queue) > 0 {
 		at := ep.queue[0].at.Add(ch.takeTime)
 		if now.Before(at) {
@@ -71,6 +74,7 @@ func (ch *channel) expireLocked(ep *endpoint, now time.Time) {
 		ch.refuseLocked(ep.popLocked(), handoff.ReasonBusy)
 		ep.busy = true
 		ch.urgent = true
+		ch.wakeForLocked(ep)
 	}
 }
 

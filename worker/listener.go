@@ -68,6 +68,7 @@ func (ch *channel) ask(network, addr string) (*ask, error) {
 		ch.unlock()
 		return nil, errGone
 	}
+	ch.funnel.open()
 	ch.nextAsk++
 	f := handoff.Frame{Type: handoff.Listen, Seq: ch.nextAsk, Payload: []byte(network + "\x00" + addr)}
 	if len(f.Payload) > handoff.MaxPayload {
@@ -114,6 +115,9 @@ func (ln *listener) Accept() (net.Conn, error) {
 	for {
 		ch.awaitLocked(&w)
 		if ln.closed {
+			if len(ln.ep.queue) > 0 {
+				ch.wakeForLocked(ln.ep) // in place of this one
+			}
 			ch.unlock()
 			return nil, ln.closedError()
 		}
@@ -183,7 +187,9 @@ func (ln *listener) takeLocked() net.Conn {
 		ch.rejectLocked(h.seq, handoff.ReasonFDLimit)
 		ch.starveLocked(ep)
 	default:
+		// Of the kernel, as ENOMEM: another time it may do.
 		ch.rejectLocked(h.seq, handoff.ReasonOther)
+		ch.starveLocked(ep)
 	}
 	ch.doneLocked()
 	return nil

@@ -19,6 +19,15 @@ type funnel struct {
 	idle handoff.FD // a socket that nobody uses
 }
 
+// open is for where the numbers of descriptors are still low: a number above a limit that
+// was lowered later cannot be given to another socket (dup2(2), EBADF). What fails is
+// tried again by conn.
+func (u *funnel) open() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_ = u.openLocked()
+}
+
 // conn takes ownership of d.
 func (u *funnel) conn(d *handoff.FD) (net.Conn, error) {
 	defer d.Close()

@@ -136,8 +136,8 @@ func roleEnvironment() error {
 	if os.Getenv("RRD_SLOT") != "2" {
 		return errors.New("RRD_SLOT is gone")
 	}
-	if _, err := syscall.GetsockoptInt(3, syscall.SOL_SOCKET, syscall.SO_TYPE); err != syscall.EBADF {
-		return fmt.Errorf("the lent listener is open: %v", err)
+	if listens, _ := syscall.GetsockoptInt(3, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); listens != 0 {
+		return errors.New("the lent listener is open")
 	}
 	// A child of ours has neither the channel nor the listener.
 	out, err := exec.Command("sh", "-c", "ls -l /proc/self/fd; exec true").CombinedOutput()

@@ -40,6 +40,13 @@ func (ch *channel) sayNowLocked(f handoff.Frame) {
 	ch.urgent = true
 }
 
+// hurryLocked has what is prompt leave when mu is released.
+func (ch *channel) hurryLocked() {
+	if ch.prompt {
+		ch.urgent = true
+	}
+}
+
 // ackLocked writes an ack down and returns its number, for ensureFlushed. The last of
 // those that came together sends all of them when mu is released.
 func (ch *channel) ackLocked(seq uint64, last bool) uint64 {
@@ -186,7 +193,7 @@ func (ch *channel) onLater() {
 			ch.tellClosedLocked()
 		}
 	}
-	ch.urgent = len(ch.out) > 0
+	ch.urgent = ch.urgent || len(ch.out) > 0
 	ch.exitIfDoneLocked()
 	ch.unlock()
 }

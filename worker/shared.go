@@ -98,7 +98,7 @@ func (ln *listener) acceptOnceLocked() (net.Conn, error) {
 		_ = ln.inner.SetDeadline(time.Time{})
 	}
 	ch.accepting++
-	ch.urgent = ch.prompt // acks leave before Accept blocks
+	ch.hurryLocked() // acks leave before Accept blocks
 	ch.unlock()
 	c, err := ln.inner.Accept()
 	ch.mu.Lock()

@@ -97,6 +97,27 @@ func TestSharedHandoffNobodyTakes(t *testing.T) {
 	_ = ln.Close()
 }
 
+// A connection whose client has reset it is acked before Accept blocks again, whatever
+// timers there are.
+func TestSharedHandoffResetIsAckedAtOnce(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(handoff.HelloCloses)
+	ln, _ := m.share(ch, 1, "tcp")
+	accept(t, ln)
+	m.expect(handoff.Ready)
+	client, seq := m.add("tcp", 1)
+	if err := client.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
+	m.flush()
+	if f := m.expect(handoff.Ack); f.Seq != seq {
+		t.Errorf("ACK(%d), want %d", f.Seq, seq)
+	}
+	m.expect(handoff.Closed)
+	_ = ln.Close()
+}
+
 func TestSharedDrainStopsAcceptingThenDrains(t *testing.T) {
 	m := newMaster(t)
 	ch := m.worker(0)
