@@ -124,20 +124,20 @@ type gate struct {
 func newGate(t *testing.T) *gate {
 	t.Helper()
 	g := &gate{t: t, path: filepath.Join(t.TempDir(), "gate")}
+	t.Cleanup(func() { _ = g.f.Close() }) // nil: nobody has opened it
 	if err := unix.Mkfifo(g.path, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return g
 }
 
-// open keeps the FIFO open until the end of the test, for late comers.
+// open keeps the FIFO open until the master has ended, for late comers.
 func (g *gate) open() {
 	g.t.Helper()
 	var err error
 	if g.f, err = os.OpenFile(g.path, os.O_RDWR, 0); err != nil {
 		g.t.Fatal(err)
 	}
-	g.t.Cleanup(func() { _ = g.f.Close() })
 }
 
 // faulty starts n fault workers; args are the fault worker's.

@@ -99,6 +99,9 @@ func run(o options) error {
 		return err
 	}
 	if o.gate != "" {
+		if w.gateOpen, err = isOpen(o.gate); err != nil {
+			return err
+		}
 		go w.waitAt(o.gate) // ends with the gate or the process
 	}
 	if name == "hog" {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rrd/handoff"
 )
 
@@ -335,6 +337,18 @@ func (w *worker) maybeDrained() error {
 		return nil
 	}
 	return w.say(handoff.Frame{Type: handoff.Drained})
+}
+
+// isOpen says whether somebody has the FIFO open for writing: then a read would wait. Who
+// starts when it is never misbehaves, not even before waitAt has run.
+func isOpen(gate string) (bool, error) {
+	fd, err := unix.Open(gate, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, os.NewSyscallError("open", err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	_, err = unix.Read(fd, make([]byte, 1))
+	return errors.Is(err, unix.EAGAIN), nil
 }
 
 // waitAt waits until somebody opens the FIFO for writing; then this worker takes
