@@ -25,7 +25,11 @@ func (l *loop) acceptFrom(ln *listener) (more bool) {
 		return l.acceptSome(ln, ln.sock.fd)
 	}
 	for _, s := range ln.bySlot {
-		if s.taken && l.acceptSome(ln, s.fd) {
+		switch {
+		case !s.taken:
+		case isDead(s.fd):
+			l.discard(ln, s)
+		case l.acceptSome(ln, s.fd):
 			more = true
 		}
 	}
@@ -46,6 +50,12 @@ func (l *loop) acceptSome(ln *listener, from handoff.FD) (more bool) {
 		if errno != 0 {
 			if errno == syscall.EAGAIN || errno == syscall.EINVAL && ln.closing {
 				return false // EINVAL: a unix listener that was shut down, and is empty
+			}
+			if errno == syscall.EINVAL && ln.sock != nil {
+				ln.stats.AcceptErrors[AcceptOther]++
+				l.startClosing(ln) // somebody else who has it has shut it down
+				ln.shaking = false // with nobody any more
+				return false
 			}
 			l.acceptFailed(ln, errno)
 			continue

@@ -22,9 +22,6 @@ func (l *loop) answers(k *link, writable bool) {
 			break
 		}
 	}
-	if k.full && k.hold != nil && !k.gone && !k.held() {
-		l.writable(k)
-	}
 }
 
 // readMessage reads one message and acts on it; false: there is none, or the
@@ -61,6 +58,9 @@ func (l *loop) readMessage(k *link) bool {
 	}
 	if k.part != nil && !k.full && !k.gone && k.part.Unsent() {
 		l.setFull(k, true) // the channel's own answers
+	}
+	if k.full && k.hold != nil && !k.gone && !k.held() {
+		l.writable(k) // whoever reads: nothing else may end it
 	}
 	return !k.gone
 }

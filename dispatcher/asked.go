@@ -123,7 +123,7 @@ func (l *loop) resolve(k *link, r *request) (*listener, error) {
 	family := strings.TrimRight(r.network, "46")
 	var same []*listener
 	for _, ln := range l.listeners {
-		if ln == nil || ln.closing || !ln.stats.Open || ln.asked != nil || k.hides(ln) {
+		if ln == nil || ln.closing || len(ln.sockets()) == 0 || ln.asked != nil || k.hides(ln) {
 			continue
 		}
 		if ln.conf.Name == r.address || ln.inherited() && r.network == "fd" && ln.conf.Address == r.address {
@@ -226,6 +226,9 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 	k.joinedAt[ln.id] = k.handoffs
 	if k.settleAt != 0 {
 		k.settleAt = l.now + settleAfter
+	}
+	if len(ln.bySlot) > 0 {
+		l.reviewSlots()
 	}
 	l.say(k, f, share)
 }
@@ -360,9 +363,7 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 		l.bind(a, a.waiting[0].k)
 		return
 	}
-	if err == nil {
-		l.closeUnused(a)
-	}
+	l.closeUnused(a)
 }
 
 // setAsked marks a listener as asked for, and under reuseport gives its first
@@ -382,6 +383,9 @@ func (l *loop) left(k *link, wire uint32) {
 		return // it crossed the listener's closing
 	}
 	l.table.leave(k.idx, ln.id)
+	if len(ln.bySlot) > 0 {
+		l.reviewSlots()
+	}
 	before := len(k.joined)
 	k.joined = slices.DeleteFunc(k.joined, func(w uint32) bool { return w == wire })
 	k.listens -= before - len(k.joined)
@@ -390,17 +394,31 @@ func (l *loop) left(k *link, wire uint32) {
 	case a == nil || a.users[k.slot] != k.id:
 	case k.state == handoff.Draining:
 		a.users[k.slot] = 0 // it goes because it was asked to: its successor may want it
+	case l.heir(a, k) != 0:
+		a.users[k.slot] = l.heir(a, k)
 	default:
 		delete(a.users, k.slot)
 		l.closeUnused(a)
 	}
 }
 
-// leaveAsked: a worker is dead. Its slot's successor may want the same.
+// heir is another worker of k's slot that has a's listener and goes on with it, as
+// the predecessor of one that has failed; 0: there is none.
+func (l *loop) heir(a *askedListener, k *link) uint64 {
+	for _, o := range l.links {
+		if o != nil && o != k && o.slot == k.slot && !o.gone && o.state < handoff.Draining && a.ln != nil && slices.Contains(o.joined, a.ln.wire) {
+			return o.id
+		}
+	}
+	return 0
+}
+
+// leaveAsked: a worker is dead. Its slot's successor may want the same, and its
+// predecessor may have it still.
 func (l *loop) leaveAsked(k *link) {
 	for _, a := range l.asked {
 		if id, ok := a.users[k.slot]; ok && id == k.id {
-			a.users[k.slot] = 0
+			a.users[k.slot] = l.heir(a, k)
 		}
 	}
 }

@@ -396,3 +396,104 @@ func TestClosedWithoutLeaving(t *testing.T) {
 		t.Errorf("it is given %d", n)
 	}
 }
+
+// A successor that fails does not take the listener from the one that still serves it.
+func TestFailedSuccessorLeavesTheAskedListener(t *testing.T) {
+	for _, ready := range []bool{false, true} {
+		s := newStepped(t, Config{})
+		addr := freePort(t)
+		old := s.peer()
+		old.ask(1, "tcp", addr, 0)
+		ln := s.byAddress(old.answered(1))
+		old.say(readyFrame)
+		s.settle()
+		succ := s.peer()
+		succ.k.slot = old.k.slot
+		succ.ask(1, "tcp", addr, 0)
+		succ.answered(1)
+		if ready {
+			succ.say(readyFrame)
+			s.settle()
+		}
+		succ.die(Removal{Blame: true})
+		s.settle()
+		if ln.closing || len(ln.sockets()) == 0 {
+			t.Errorf("ready=%v: the listener of the serving worker is closed", ready)
+			continue
+		}
+		s.connect(ln, 1)
+		s.settle()
+		old.mustGet(1)
+	}
+}
+
+// The old one drains, and its successor dies: the slot will get another, for which the listener stays.
+func TestDeathBesideADrainingPredecessor(t *testing.T) {
+	s := newStepped(t, Config{})
+	addr := freePort(t)
+	old := s.peer()
+	old.ask(1, "tcp", addr, 0)
+	ln := s.byAddress(old.answered(1))
+	old.say(readyFrame)
+	s.settle()
+	succ := s.peer()
+	succ.k.slot = old.k.slot
+	succ.ask(1, "tcp", addr, 0)
+	succ.answered(1)
+	succ.say(readyFrame)
+	s.settle()
+	s.l.drain(old.id)
+	s.settle()
+	c := s.client(ln)
+	s.settle()
+	succ.mustGet(1)
+	_ = c
+	succ.die(Removal{Blame: true})
+	s.settle()
+	if ln.closing || len(ln.sockets()) == 0 {
+		t.Errorf("the listener is closed although the slot gets a successor; dropped %v", ln.stats.Dropped)
+	}
+}
+
+// A closed listener of the same name that still has connections is not what a worker means.
+func TestResolveSkipsTheClosed(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, RescueLimit: 10})
+	ln := s.listen("web")
+	p := s.touching(ln)
+	s.client(ln) // acked and not touched: its copy is kept
+	s.settle()
+	p.mustGet(1)
+	p.ackOnly()
+	ln.unwanted = true
+	s.l.startClosing(ln)
+	s.until("it is closed", func() bool { return len(ln.sockets()) == 0 })
+	next := s.open(ListenerConfig{Name: "web", Network: "tcp4", Address: "127.0.0.1:0", UID: -1, GID: -1})
+	q := s.peer()
+	for i, address := range []string{"web", "127.0.0.1:4711"} { // the latter: the only one
+		q.ask(uint64(i+1), "tcp", address, 0)
+		f := q.answered(uint64(i + 1))
+		if f.Arg != 0 || f.Listener != next.wire {
+			t.Errorf("%s: errno %d, listener %d, want %d: %s", address, f.Arg, f.Listener, next.wire, f.Payload)
+		}
+	}
+}
+
+// A second slot's bind fails after the first slot's worker has left.
+func TestUnusedAfterAFailedBind(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport})
+	addr := freePort(t)
+	a := s.peer()
+	a.ask(1, "tcp", addr, 0)
+	f := a.answered(1)
+	ln := s.byAddress(f)
+	b := s.peer()
+	ak := s.l.asked[ln.asked.key]
+	ak.waiting = append(ak.waiting, asker{k: b.k, r: &request{seq: 1, network: "tcp", address: addr}}) // its bind is under way
+	a.say(handoff.Frame{Type: handoff.Leave, Listener: ln.wire})
+	s.step()
+	s.l.bound(ak.key, 1, nil, os.NewSyscallError("socket", syscall.EMFILE))
+	s.step()
+	if !ln.closing && len(ln.sockets()) > 0 {
+		t.Error("open for good, and nobody uses it")
+	}
+}

@@ -37,7 +37,12 @@ func (l *loop) setLimits(c Limits) {
 	n.QueueLimit, n.QueueTimeout, n.Window = c.QueueLimit, c.QueueTimeout, c.Window
 	n.BusyAfter, n.HangTimeout, n.RescueLimit = c.BusyAfter, c.HangTimeout, c.RescueLimit
 	n.MaxActive, n.DrainTimeout, n.Configured = c.MaxActive, c.DrainTimeout, c.Configured
-	*l.cfg = n.withDefaults()
+	n = n.withDefaults()
+	// One by one: other goroutines read what never changes.
+	live := l.cfg
+	live.QueueLimit, live.QueueTimeout, live.Window = n.QueueLimit, n.QueueTimeout, n.Window
+	live.BusyAfter, live.HangTimeout, live.RescueLimit = n.BusyAfter, n.HangTimeout, n.RescueLimit
+	live.MaxActive, live.DrainTimeout, live.Configured = n.MaxActive, n.DrainTimeout, n.Configured
 	l.beatAt = l.now + l.beatEvery()
 	l.table.window = int32(l.cfg.Window)
 	for _, k := range l.links {

@@ -192,3 +192,45 @@ func TestCloseListener(t *testing.T) {
 		t.Error(again, err)
 	}
 }
+
+// What waits for a closed listener whose last worker ends later is dropped, not held for good.
+func TestQueueOfAClosedListenerWithoutWorkers(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, Window: 1})
+	ln := s.listen("web")
+	p := s.serving(ln)
+	s.connect(ln, 3)
+	s.settle()
+	p.mustGet(1)
+	ln.unwanted = true
+	s.l.startClosing(ln)
+	s.until("it is closed", func() bool { return len(ln.sockets()) == 0 })
+	s.l.drain(p.id)
+	s.settle()
+	p.answer(1, handoff.Reject, handoff.ReasonDraining)
+	s.settle()
+	p.die(Removal{})
+	s.settle()
+	if w := s.l.table.waiting; w != 0 {
+		t.Errorf("%d wait for good, nobody can ever serve them", w)
+	}
+}
+
+// Other goroutines read what SetLimits does not change.
+func TestLimitsWhileSocketsAreAskedFor(t *testing.T) {
+	d, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 100 {
+			_, _ = d.Lend(0)
+		}
+	}()
+	for range 100 {
+		_ = d.SetLimits(Limits{})
+	}
+	<-done
+}

@@ -179,3 +179,138 @@ func each[T ~uint8](n T, fn func(T)) {
 		fn(i)
 	}
 }
+
+// A worker may shut the socket down that it was lent: nobody can accept from it, and nothing spins.
+func TestSocketThatAWorkerShutDown(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln := s.listen("web")
+	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.addSlot(1, second)
+	a, b := s.peer(), s.peer()
+	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
+	defer fa.Close()
+	if err := unix.Shutdown(fb.Num(), unix.SHUT_RD); err != nil {
+		t.Fatal(err)
+	}
+	_ = fb.Close()
+	b.die(Removal{})
+	s.settle()
+	s.pass(reportEveryTime)
+	turns := 0
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); turns++ {
+		s.sleepyTurn()
+	}
+	t.Logf("%d turns in 300 ms", turns)
+	if turns > 200 {
+		t.Errorf("the loop spins: %d turns in 300 ms", turns)
+	}
+}
+
+// sleepyTurn is a turn as the loop makes it: it sleeps if there is nothing to do.
+func (s *stepped) sleepyTurn() {
+	s.Helper()
+	at := s.l.nextDeadline()
+	ms := 50
+	if at > 0 {
+		ms = min(ms, max(0, int((at-s.l.clock.now())/1e6)))
+	}
+	p := []unix.PollFd{{Fd: int32(s.d.poll.ep.Num()), Events: unix.POLLIN}}
+	_, _ = unix.Poll(p, ms)
+	s.step()
+}
+
+// A worker that closes its listener and lives on leaves a socket that nobody serves.
+func TestSlotThatItsWorkerLeftIsTakenOver(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln := s.listen("web")
+	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.addSlot(1, second)
+	a, b := s.peer(), s.peer()
+	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
+	defer fa.Close()
+	_ = fb.Close()
+	b.say(handoff.Frame{Type: handoff.Leave, Listener: ln.wire})
+	s.settle()
+	s.pass(reportEveryTime)
+	s.settle()
+	if !ln.bySlot[1].taken {
+		t.Error("nobody accepts from the socket of the slot whose worker has left it")
+	}
+}
+
+// A slot's socket is made, and its worker never comes.
+func TestSlotWithoutAnyWorkerIsTakenOver(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln := s.listen("web")
+	a := s.peer()
+	fa := a.join("tcp", "web")
+	defer fa.Close()
+	done := make(chan error)
+	go func() { done <- s.d.prepareSlot(1) }() // as Lend does before the spawn that fails
+	s.until("the socket is made", func() bool {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			return true
+		default:
+			return false
+		}
+	})
+	s.pass(reportEveryTime)
+	s.settle()
+	if !ln.bySlot[1].taken {
+		t.Error("nobody accepts from the socket of a slot that has no worker")
+	}
+}
+
+// All slots are forgotten: one socket stays, and they can come back.
+func TestAllSlotsForgotten(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln := s.listen("web")
+	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.addSlot(1, second)
+	s.l.forgetSlot(0)
+	s.l.forgetSlot(1)
+	s.settle()
+	s.pass(5 * time.Second)
+	s.settle()
+	if len(ln.sockets()) == 0 || s.l.defunct < 0 {
+		t.Errorf("%d sockets of an open listener, %d defunct", len(ln.sockets()), s.l.defunct)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.d.prepareSlot(0) }() // as Add does
+	s.until("slot 0 has its socket, if it gets one", func() bool { return len(done) > 0 })
+	p := s.peer()
+	p.ask(1, "tcp", "web", 0)
+	if f := p.answered(1); f.Arg != 0 {
+		t.Errorf("slot 0 comes back: errno %d %s", f.Arg, f.Payload)
+	}
+}
+
+// The socket may belong to others as well, and be shut down by them.
+func TestInheritedSocketShutDown(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	_ = s.serving(ln)
+	_ = unix.Shutdown(ln.sock.fd.Num(), unix.SHUT_RD)
+	s.step()
+	turns := 0
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); turns++ {
+		s.sleepyTurn()
+	}
+	t.Logf("%d turns in 300 ms", turns)
+	if turns > 200 {
+		t.Errorf("the loop spins: %d turns in 300 ms", turns)
+	}
+}

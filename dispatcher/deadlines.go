@@ -194,11 +194,11 @@ func (l *loop) forgetLate(k *link) {
 
 // restartDeadlines forgives everyone: it was the master that stood still.
 func (l *loop) restartDeadlines() {
-	for c := l.flight.head; c != none; c = l.socks[c].next {
-		l.socks[c].sent = l.now
-	}
 	for _, k := range l.links {
 		if k != nil {
+			for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {
+				l.socks[c].sent = l.now // of late ones, too, which are in no list
+			}
 			k.lateSince = l.now
 			k.pinged = min(k.pinged, 1) * l.now
 		}

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -398,5 +399,36 @@ func TestSharedSocketsOfADialect(t *testing.T) {
 	}
 	if !slices.Contains(a.k.joined, ln.wire) {
 		t.Error("a shared listener does not count as asked for")
+	}
+}
+
+// mumbling is a channel whose next frames cannot be understood.
+type mumbling struct {
+	faulty
+	broken int
+}
+
+func (m *mumbling) Next(f *handoff.Frame) (bool, error) {
+	if m.broken > 0 {
+		m.broken--
+		return false, errors.New("a broken line")
+	}
+	return m.Conn.Next(f)
+}
+
+// An ack behind what is not understood, in one message, counts at the worker's death.
+func TestAckBehindBrokenLines(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	var m *mumbling
+	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { m = &mumbling{faulty: faulty{Conn: c}}; return m }).ready(ln)
+	s.connect(ln, 1)
+	s.settle()
+	p.mustGet(1)
+	m.broken = 2
+	p.ack(1)
+	p.die(Removal{}) // no turn in between
+	if st := s.stats("web"); st.Acked != 1 || st.Queued != 0 {
+		t.Errorf("an accepted connection is to be served again: %+v", st)
 	}
 }

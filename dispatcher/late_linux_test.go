@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rrd/handoff"
 )
 
@@ -271,5 +273,59 @@ func TestADrainingWorkerIsRecalledToo(t *testing.T) {
 	s.settle()
 	if s.times("drained 1") != 1 {
 		t.Error(s.told)
+	}
+}
+
+// A master that stood still forgives a late worker, too.
+func TestForgivenAfterAStandstill(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, BusyAfter: 50 * time.Millisecond, HangTimeout: 30 * time.Second})
+	s.l.beatAt = s.l.clock.now() + int64(aLongTime)
+	ln := s.listen("web")
+	p := s.serving(ln)
+	s.connect(ln, 2)
+	s.settle()
+	p.mustGet(1, 2)
+	s.pass(60 * time.Millisecond)
+	s.settle()
+	if !p.k.late {
+		t.Fatal("not late")
+	}
+	s.l.beatAt = s.l.clock.now() + int64(aLongTime)
+	s.pass(60 * time.Second) // the master was stopped
+	s.step()
+	if s.heard("hung") {
+		t.Fatal("hung at once", s.told)
+	}
+	p.ack(1)
+	s.step()
+	s.step()
+	if s.heard("hung") {
+		t.Errorf("to be killed right after a stop of the master, having just answered: %v", s.told)
+	}
+}
+
+// What held a channel may be read by who judges a late worker.
+func TestHeldChannelReadWhileJudging(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, BusyAfter: 50 * time.Millisecond, Window: 1})
+	ln := s.listen("web")
+	p, d := s.speaking(handoff.Traits{HangsUp: true, NoPong: true, Untouched: true})
+	p.ready(ln)
+	s.connect(ln, 1)
+	s.settle()
+	p.mustGet(1)
+	d.fails = unix.EAGAIN // held
+	s.l.setFull(p.k, true)
+	s.step()
+	s.pass(60 * time.Millisecond)
+	// The answer arrives between the wait and the judgement: becomeLate reads it.
+	p.ack(1)
+	d.fails = 0
+	s.l.now = s.l.clock.now()
+	s.l.deadlines()
+	s.settle()
+	s.connect(ln, 1)
+	s.settle()
+	if len(p.hear()) == 0 {
+		t.Errorf("out of rotation for good: full %v, held %v, late %v", p.k.full, p.k.held(), p.k.late)
 	}
 }

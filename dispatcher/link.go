@@ -213,8 +213,11 @@ func (l *loop) writable(k *link) {
 	}
 	if k.part != nil && k.part.Unsent() {
 		if err := k.ch.Flush(); err != nil {
-			if !canRetry(err) {
+			switch {
+			case !canRetry(err):
 				l.cannotSend(k, err, 0)
+			case !isAgain(err):
+				l.retryLater(k)
 			}
 			return
 		}
@@ -390,11 +393,15 @@ func (l *loop) remove(worker uint64, how Removal) {
 	_ = k.ch.Close()
 	l.forgetLate(k)
 	l.healths = slices.DeleteFunc(l.healths, func(h *link) bool { return h == k })
+	l.settling = slices.DeleteFunc(l.settling, func(o *link) bool { return o == k })
+	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k })
 	l.table.removeWorker(k.idx)
 	l.links[k.idx] = nil
 	delete(l.byID, worker)
 	l.leaveAsked(k)
-	if slices.ContainsFunc(l.links, func(o *link) bool { return o != nil && o.slot == k.slot && o.ready && !o.gone }) {
+	if slices.ContainsFunc(l.links, func(o *link) bool {
+		return o != nil && o.slot == k.slot && o.ready && !o.gone && o.state == handoff.Serving
+	}) {
 		l.releaseAsked(k.slot) // its successor has what it wants
 	}
 	if l.cfg.Policy == SchedReuseport {
@@ -469,7 +476,10 @@ func (l *loop) lastAnswers(k *link) {
 	for range allMessages {
 		for {
 			more, err := k.ch.Next(&l.frame)
-			if !more || err != nil {
+			if err != nil {
+				continue // what follows the offence may still be there
+			}
+			if !more {
 				break
 			}
 			switch l.frame.Type {

@@ -316,6 +316,9 @@ func (l *loop) bury() {
 			continue
 		}
 		t := &l.table.listeners[ln.id]
+		if t.waiting.len > 0 && ln.unwanted && !l.isServed(ln) {
+			ln.dropQueue = true // its last worker has ended since
+		}
 		for c := t.waiting.head; c != none && ln.dropQueue; c = t.waiting.head {
 			l.drop(c, DropListenerClosed) // it came back: rejected by who has left, too
 		}

@@ -144,7 +144,7 @@ func (l *loop) restoreListeners(s *State) error {
 		}
 		ln := &listener{
 			id: in.ID, wire: in.Wire, conf: in.Conf, shared: in.Shared, waits: in.Waits, data: in.Data,
-			network: in.Network, addr: in.Addr, dropQueue: in.DropQueue, stats: l.nameStats(in.Name),
+			network: in.Network, addr: in.Addr, dropQueue: in.DropQueue, unwanted: in.Unwanted, stats: l.nameStats(in.Name),
 		}
 		ln.token = l.token(int(ln.id), 0)
 		ln.neglect.since = l.now

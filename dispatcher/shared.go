@@ -88,6 +88,7 @@ func (d *Dispatcher) prepareSlot(slot int) error {
 			if ln := l.byWire[n.wire]; ln == nil || ln.closing || !ln.addSlot(slot, s) {
 				_ = s.close()
 			}
+			l.reviewSlots() // its worker may never come
 		})
 		if err != nil {
 			_ = s.close()

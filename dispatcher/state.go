@@ -120,6 +120,7 @@ type savedListener struct {
 	Network   string
 	Addr      string
 	DropQueue bool
+	Unwanted  bool
 }
 
 type savedName struct {
@@ -335,7 +336,7 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 func (l *loop) saveListener(ln *listener) savedListener {
 	out := savedListener{
 		ID: ln.id, Wire: ln.wire, Conf: ln.conf, Shared: ln.shared, Waits: ln.waits, Data: ln.data, Name: ln.stats.Name,
-		Network: ln.network, Addr: ln.addr, DropQueue: ln.dropQueue,
+		Network: ln.network, Addr: ln.addr, DropQueue: ln.dropQueue, Unwanted: ln.unwanted,
 	}
 	out.Conf.File = nil
 	if ln.asked != nil {

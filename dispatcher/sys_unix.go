@@ -26,6 +26,10 @@ func isReset(d handoff.FD) bool { return look(d, 0)&unix.POLLERR != 0 }
 // isReadable reports whether a listening socket has somebody in its queue.
 func isReadable(d handoff.FD) bool { return look(d, unix.POLLIN)&unix.POLLIN != 0 }
 
+// isDead reports whether a listening socket was shut down, as anyone who has it can
+// do. A poller reports that whether it was asked to or not.
+func isDead(d handoff.FD) bool { return look(d, 0)&unix.POLLHUP != 0 }
+
 // setBacklog changes the backlog of a socket that listens already: listen(2)
 // again does that.
 func setBacklog(d handoff.FD, backlog int) { _ = unix.Listen(d.Num(), backlog) }

@@ -108,6 +108,21 @@ func (l *loop) giveBack(_ *listener, s *slotSock) {
 	}
 }
 
+// discard gives up a slot's socket that a worker has shut down: nobody can accept
+// from it any more. The slot's next worker gets a new one.
+func (l *loop) discard(ln *listener, s *slotSock) {
+	l.giveBack(ln, s)
+	s.unserved = max(l.now, 1) // looked at again in orphanAfter
+	if ln.hasBeside(s) {
+		s.retiring, s.closeBy, s.unserved = true, l.now, 0
+	}
+}
+
+// hasBeside says whether the listener has a socket besides s that stays.
+func (ln *listener) hasBeside(s *slotSock) bool {
+	return slices.ContainsFunc(ln.bySlot, func(o *slotSock) bool { return o != s && !o.retiring })
+}
+
 // retireSlot empties and closes the sockets of a slot that is no more: new
 // clients are turned away, and find another slot's socket when they try again a
 // second later.
@@ -117,7 +132,7 @@ func (l *loop) retireSlot(slot int) {
 			continue
 		}
 		for _, s := range ln.bySlot {
-			if s.slot != slot || s.retiring || len(ln.bySlot) == 1 {
+			if s.slot != slot || s.retiring || !ln.hasBeside(s) {
 				continue
 			}
 			s.retiring, s.closeBy, s.unserved = true, l.now+closeWait, max(l.now-orphanAfter, 1)

@@ -291,3 +291,27 @@ func TestParkAndRestore(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A worker that ends just before a State is made is not in it.
+func TestNoDeadWorkerIsSaved(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.listen("web")
+	old := s.serving(ln)
+	other := s.peer()
+	other.k.slot = old.k.slot
+	other.say(readyFrame) // settling: it lacks "web"
+	s.step()
+	if !s.l.isSettling(other.k) {
+		t.Fatal("not settling")
+	}
+	idx := other.k.idx
+	_ = other.port.Close()
+	s.l.remove(other.id, Removal{})
+	st := &State{}
+	s.l.saveRest(st)
+	for _, w := range st.Settling {
+		if w == idx {
+			t.Error("a dead worker is saved as settling")
+		}
+	}
+}
