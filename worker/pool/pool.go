@@ -313,6 +313,11 @@ func (p *Pool) finished() (bool, error) {
 		return true, nil
 	}
 	if p.booting {
+		for _, s := range p.slots[:p.desired] {
+			if s.held { // emptied by somebody who may fill it again
+				return false, nil
+			}
+		}
 		// Each slot was started once and nothing is alive.
 		return true, &BootError{Failures: p.boot}
 	}

@@ -91,6 +91,12 @@ func (p *Pool) Restart(index int, reason string, progress func(RollEvent)) error
 			return nil, fmt.Errorf("restart slot %d: %w", index, ErrNoWorker)
 		}
 		s := p.slots[index]
+		switch {
+		case s.held:
+			return nil, fmt.Errorf("restart slot %d: it was drained and is held empty, undrain it: %w", index, ErrNoWorker)
+		case s.down:
+			return nil, fmt.Errorf("restart slot %d: it is down, as the restart policy says: %w", index, ErrNoWorker)
+		}
 		return &roll{to: s.tmpl, why: StartRecycle, reason: reason, queue: []*slot{s}, progress: progress}, nil
 	})
 }
@@ -172,7 +178,7 @@ func (p *Pool) advanceSlot(r *roll, s *slot, now time.Time) bool {
 	switch {
 	case s.index >= p.desired:
 		return true
-	case s.next == nil || s.next.state != StateReady || s.next.killed || s.next.ended:
+	case s.next == nil || s.next.state != StateReady || s.next.killed || s.next.aborted || s.next.ended:
 		if s.next != nil || s.nextSpawning {
 			return false
 		}

@@ -448,6 +448,9 @@ func TestDrainAndUndrainSlot(t *testing.T) {
 		if !w.Snapshot().Slots[0].Held {
 			t.Error("not held")
 		}
+		if err := w.Restart(0, "asked to", nil); !errors.Is(err, ErrNoWorker) || !strings.Contains(err.Error(), "undrain it") {
+			t.Error(err)
+		}
 		r := w.roll(RollConfig{Canary: time.Second}) // of nobody: it holds for who comes
 		if err := r.rolled(); err != nil {
 			t.Error(err)
@@ -496,5 +499,24 @@ func TestLimitsChange(t *testing.T) {
 		if err := w.SetLimits(limits); err == nil || !strings.Contains(err.Error(), "respawn pauses") {
 			t.Error(err)
 		}
+	})
+}
+
+// The only slot is emptied before it was ever ready: that is no failed start.
+func TestDrainBeforeTheFirstReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{}).run()
+		if err := w.DrainSlot(0); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Minute)
+		w.wantKinds("down")
+		if err := w.UndrainSlot(0); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.readyNext(0)
+		w.wantKinds("worker.1 ready")
+		w.finish()
 	})
 }

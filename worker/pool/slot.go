@@ -233,7 +233,7 @@ func (p *Pool) becomeReady(pr *proc) {
 	if pr.state == StateDraining && !pr.wasReady && pr.native && !pr.asked && !pr.killed && !pr.aborted && !pr.ended {
 		// It was asked to drain in the moment that it became ready.
 		pr.wasReady, pr.readyAt = true, time.Now()
-		pr.timers.set(termTimer, time.Now(), pr.drainLimit)
+		pr.timers.set(termTimer, time.Now(), pr.drainLeft(time.Now()))
 		return
 	}
 	if pr.state != StateStarting || pr.killed || pr.aborted || pr.ended {

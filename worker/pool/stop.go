@@ -51,10 +51,27 @@ func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 		// It may be ready, and have connections, and the news be on its way here. Drained
 		// comes after it, and alone if there is nothing to finish.
 		pr.drainLimit = timeout
-		pr.timers.set(termTimer, time.Now(), newsLimit)
+		pr.timers.set(termTimer, time.Now(), pr.newsLimit())
 	default: // it has nothing to finish
 		p.terminate(pr, p.cfg.StopTimeout)
 	}
+}
+
+// newsLimit is how long pr may let us wait for the news: that counts as draining.
+func (pr *proc) newsLimit() time.Duration {
+	if pr.drainLimit < 0 {
+		return newsLimit
+	}
+	return min(newsLimit, pr.drainLimit)
+}
+
+// drainLeft is what pr has left of its drain timeout when the news has come.
+func (pr *proc) drainLeft(now time.Time) time.Duration {
+	if pr.drainLimit < 0 {
+		return NoTimeout
+	}
+	waited := pr.newsLimit() - pr.timers[termTimer].Sub(now)
+	return max(pr.drainLimit-max(waited, 0), 0)
 }
 
 func (p *Pool) drained(pr *proc) {
@@ -137,6 +154,31 @@ func (p *Pool) stop() {
 	p.stopping = true
 	for _, s := range p.slots {
 		p.vacate(s)
+	}
+	now := time.Now()
+	for _, pr := range p.procs {
+		p.hasten(pr, now)
+	}
+}
+
+// hasten has one that drains already, by limits of another time, end within those of a
+// stop: they may have been longer, or off.
+func (p *Pool) hasten(pr *proc, now time.Time) {
+	if !pr.requested || pr.killed {
+		return
+	}
+	i, limit := termTimer, p.cfg.DrainTimeout
+	switch {
+	case pr.aborted, pr.asked && pr.native:
+		i, limit = killTimer, p.cfg.StopTimeout
+	case pr.asked:
+		i, limit = killTimer, addTimeouts(p.cfg.DrainTimeout, p.cfg.StopTimeout)
+	}
+	if limit < 0 {
+		return
+	}
+	if t := pr.timers[i]; t.IsZero() || t.After(now.Add(limit)) {
+		pr.timers.set(i, now, limit)
 	}
 }
 

@@ -204,3 +204,44 @@ func TestKillAsked(t *testing.T) {
 		_ = w.end()
 	})
 }
+
+// A stop bounds also those who drain by the limits of another time.
+func TestStopHastensWhoDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serving(t, 2, Config{DrainTimeout: NoTimeout, StopTimeout: time.Second})
+		w.do(func() { w.Retire(w.id(0), "old") })
+		w.pass(time.Hour)
+		w.wantState(StateDraining, StateReady)
+		if err := w.SetLimits(Limits{DrainTimeout: 2 * time.Second, StopTimeout: time.Second, RespawnMin: time.Second, RespawnMax: time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		w.at(0).set(true, false) // it does not hear TERM
+		w.Stop()
+		w.pass(2900 * time.Millisecond)
+		w.wantState(StateDraining, StateDown)
+		w.pass(200 * time.Millisecond)
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Waiting for news of one that never was ready counts as draining.
+func TestNewsWithinTheDrainTimeout(t *testing.T) {
+	for _, news := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, Config{DrainTimeout: time.Second, StopTimeout: time.Second, StartTimeout: NoTimeout}).run()
+			w.do(func() { w.Spoke(1) })
+			w.Stop()
+			w.pass(900 * time.Millisecond)
+			if news {
+				w.do(func() { w.Ready(1) })
+			}
+			w.wantState(StateDraining)
+			w.pass(200 * time.Millisecond)
+			if err := w.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
