@@ -366,7 +366,16 @@ func copyFile(t *testing.T, from, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(to, data, 0o755); err != nil { //nolint:gosec // a program
+	writeProgram(t, to, data)
+}
+
+// writeProgram lets nobody fork meanwhile: a child of another test would have the file
+// open for writing until its exec, and nobody could execute it (execve(2), ETXTBSY).
+func writeProgram(t *testing.T, path string, data []byte) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := os.WriteFile(path, data, 0o755); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
 }

@@ -26,9 +26,7 @@ func TestNoWorkerEverReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	noFormat := filepath.Join(t.TempDir(), "data")
-	if err := os.WriteFile(noFormat, []byte("\x00data"), 0o755); err != nil { //nolint:gosec // its mode is the subject
-		t.Fatal(err)
-	}
+	writeProgram(t, noFormat, []byte("\x00data"))
 	for name, tt := range map[string]struct {
 		command []string
 		says    []string

@@ -26,9 +26,7 @@ func (u *upgradable) installSlow() (checking func(), open func()) {
 		}
 	}
 	script := fmt.Sprintf("#!/bin/sh\nif [ \"$1\" = __rrd-check-state ]; then echo > %s; read x < %s; fi\nexec %s \"$@\"\n", began, gate, harness.RRD(u.t))
-	if err := os.WriteFile(u.program+".new", []byte(script), 0o700); err != nil {
-		u.t.Fatal(err)
-	}
+	writeProgram(u.t, u.program+".new", []byte(script))
 	if err := os.Rename(u.program+".new", u.program); err != nil {
 		u.t.Fatal(err)
 	}
@@ -62,6 +60,23 @@ func TestTermInAnUpgrade(t *testing.T) {
 		t.Errorf("upgrade: %q", why)
 	}
 	u.WaitExit()
+}
+
+// HUP and USR2 that come meanwhile are heeded by the new program.
+func TestSignalsInAnUpgrade(t *testing.T) {
+	t.Parallel()
+	u := startUpgradable(t, harness.Options{Args: []string{"--workers", "1", "--canary-time", "off"}})
+	checking, open := u.installSlow()
+	mark := u.Mark()
+	u.Signal(syscall.SIGUSR2)
+	checking()
+	u.Signal(syscall.SIGHUP)
+	u.Signal(syscall.SIGUSR2)
+	u.install(harness.RRD(u.t)) // whose check run needs no gate
+	open()
+	u.WaitFrom(mark, 2, harness.Named("upgrade.done"))
+	u.WaitFrom(mark, 1, harness.Named("reload.done"))
+	u.AllReady()
 }
 
 // A worker that ends while the pool comes to a stand is told of by its hook all the same.
@@ -105,5 +120,29 @@ func TestSocketFilesAfterAnUpgrade(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Workers have the limit of open files that rrd was started with, whatever it needs itself,
+// also those that start after an upgrade.
+func TestFileLimitAfterAnUpgrade(t *testing.T) {
+	t.Parallel()
+	u := startUpgradable(t, harness.Options{Args: []string{"--policy", "none", "--worker-protocol", "listen-fds", "--ready-after", "50ms", "--workers", "1"},
+		Command: []string{"sleep", "1000"}, // no program of Go, which raises it by itself
+		Wrap:    []string{"/bin/sh", "-c", `ulimit -Sn 300; exec "$0" "$@"`}})
+	limits := func() string {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", u.PID(0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, line, _ := strings.Cut(string(text), "Max open files")
+		line, _, _ = strings.Cut(line, "\n")
+		return line
+	}
+	before, mark := limits(), u.Mark()
+	u.Signal(syscall.SIGHUP)
+	u.WaitFrom(mark, 1, harness.Named("reload.done"))
+	if after := limits(); after != before {
+		t.Errorf("%q, was %q", after, before)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -143,8 +144,29 @@ type host struct {
 func thisHost() *host {
 	return &host{
 		readFile: readConfigFile, account: lookupAccount, group: lookupGroup,
-		passDescriptors: probePassing, program: lookAtProgram, maxProcs: runtime.GOMAXPROCS(0), euid: os.Geteuid(),
+		passDescriptors: probePassing, program: lookAtProgram, maxProcs: processors(), euid: os.Geteuid(),
 	}
+}
+
+// oneProcessor: atLeastTwoProcs has raised GOMAXPROCS, which was 1.
+var oneProcessor atomic.Bool
+
+// atLeastTwoProcs: the loop waits in the kernel on a thread of its own; with one P it
+// would queue behind whatever else runs when it wakes.
+func atLeastTwoProcs() {
+	if runtime.GOMAXPROCS(0) < 2 {
+		oneProcessor.Store(true)
+		runtime.GOMAXPROCS(2)
+	}
+}
+
+// processors is GOMAXPROCS as it would be without us: what --workers auto means, at the
+// start and in each reload.
+func processors() int {
+	if oneProcessor.Load() {
+		return 1
+	}
+	return runtime.GOMAXPROCS(0)
 }
 
 // parseConfig works out what args (without the program's name) and environ ask

@@ -168,7 +168,12 @@ func (m *master) resized(change func() (int, error)) (int, error) {
 func (m *master) Kill(id uint64, reason string)             { m.pool.KillAsked(id, reason) }
 func (m *master) Signal(slot int, sig syscall.Signal) error { return m.pool.Signal(slot, sig) }
 
+// Restart is no reload, but has the pool to itself like one: HUP and USR2 wait for it.
 func (m *master) Restart(slot int) error {
+	if !m.reloads.running.TryLock() {
+		return orBusy(fmt.Errorf("%w: %w", errReloading, pool.ErrBusy))
+	}
+	defer m.reloads.running.Unlock()
 	return orBusy(m.pool.Restart(slot, "restarted by rrdctl", nil))
 }
 func (m *master) DrainSlot(slot int) error   { return orBusy(m.pool.DrainSlot(slot)) }

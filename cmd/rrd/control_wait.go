@@ -183,6 +183,8 @@ func (c *call) resize(change func() (int, error)) (any, error) {
 		for i := range s.Slots {
 			slot := &s.Slots[i]
 			switch {
+			case endless(slot):
+				return false, stuckError(slot)
 			case slot.Slot >= to:
 				waits++
 			case slot.State == pool.StateReady:
@@ -205,6 +207,10 @@ func (c *call) resize(change func() (int, error)) (any, error) {
 	}
 	return control.Resized{From: before.Desired, To: to}, nil
 }
+
+// endless says whether a slot is not going to be what is wanted, as its process does not
+// end.
+func endless(s *pool.SlotStatus) bool { return s.PID > 0 && s.State == pool.StateStuck }
 
 // why says how a slot has failed.
 func (w *watch) why(s *pool.SlotStatus) string {

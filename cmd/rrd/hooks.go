@@ -324,6 +324,10 @@ func (m *master) startHooks(services *sync.WaitGroup) (finish func(signals <-cha
 				if stops(sig) {
 					return
 				}
+			case now := <-m.ctl.stopC:
+				if now {
+					return
+				}
 			}
 		}
 	}

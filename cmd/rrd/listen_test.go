@@ -169,3 +169,14 @@ func TestParseEndpoint(t *testing.T) {
 		t.Errorf("off: %+v %v", c, err)
 	}
 }
+
+// Of port 0 there can be several listeners.
+func TestDiffListenersOfPort0(t *testing.T) {
+	both := []dispatcher.ListenerConfig{
+		{Name: "a", Network: "tcp4", Address: "127.0.0.1:0", UID: -1, GID: -1},
+		{Name: "b", Network: "tcp4", Address: "127.0.0.1:0", UID: -1, GID: -1},
+	}
+	if _, err := diffListeners(both, both); err != nil {
+		t.Error(err)
+	}
+}

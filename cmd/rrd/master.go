@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,11 +76,7 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 	if err := pool.CloseOnExecAll(); err != nil {
 		return fail(stderr, exitFailure, err)
 	}
-	if runtime.GOMAXPROCS(0) < 2 {
-		// The loop waits in the kernel on a thread of its own; with one P it would
-		// queue behind whatever else runs when it wakes.
-		runtime.GOMAXPROCS(2)
-	}
+	atLeastTwoProcs()
 	if err := fitBudget(c); err != nil {
 		activated.close()
 		return fail(stderr, exitUsage, err)
@@ -103,7 +98,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 	sink := newLogSink(direct)
 	gate := newLogGate(c.LogLevel, counter)
 	m := &master{
-		sink: sink, program: programPath(), upgrades: upgrades{wanted: make(chan struct{}, 1)},
+		sink: sink, program: programPath(), upgrades: upgrades{wanted: newWish()},
 		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
 		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
@@ -112,7 +107,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		setLevel: gate.set,
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
-		reloads:  reloads{wanted: make(chan struct{}, 1), lastOK: time.Now()},
+		reloads:  reloads{wanted: newWish(), lastOK: time.Now()},
 	}
 	m.live.Store(c)
 	m.notify = systemd(m.log)

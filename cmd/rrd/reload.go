@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rrd/dispatcher"
@@ -28,9 +29,9 @@ var frozenSettings = []string{"policy", "worker-protocol", "ready-on-message", "
 
 // reloads is what became of them.
 type reloads struct {
-	running sync.Mutex    // held by the one that is under way
-	wanted  chan struct{} // a token: HUP came
-	rolling sync.Mutex    // held while a worker is recycled, and by a reload: it waits for that
+	running sync.Mutex // held by the one that is under way
+	wanted  *wish      // of HUP
+	rolling sync.Mutex // held while a worker is recycled, and by a reload: it waits for that
 
 	mu          sync.Mutex
 	ok, failed  uint64
@@ -38,8 +39,35 @@ type reloads struct {
 	lastFailure string    // of the last one; "": it succeeded
 }
 
+// A wish is what a signal asks for. Those that come before it is heeded are one.
+type wish struct {
+	tokenC chan struct{}
+	open   atomic.Bool // the token was taken, and it has not begun yet
+}
+
+func newWish() *wish { return &wish{tokenC: make(chan struct{}, 1)} }
+
+func (w *wish) make() {
+	select {
+	case w.tokenC <- struct{}{}:
+	default:
+	}
+}
+
+// pending says whether it is still to be heeded.
+func (w *wish) pending() bool { return w.open.Load() || len(w.tokenC) > 0 }
+
+// heed does it when mu is free.
+func (w *wish) heed(mu *sync.Mutex, do func()) {
+	w.open.Store(true)
+	mu.Lock()
+	defer mu.Unlock()
+	w.open.Store(false)
+	do()
+}
+
 // errReloading is what a reload gets while another is under way.
-var errReloading = errors.New("a reload or an upgrade is under way: try again when it is done")
+var errReloading = errors.New("a reload, an upgrade or a restart is under way: try again when it is done")
 
 // reloadOnSignal reloads when HUP comes, once for all that came during one, until
 // ctx ends. Its caller waits for it.
@@ -48,21 +76,14 @@ func (m *master) reloadOnSignal(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.reloads.wanted:
-			m.reloads.running.Lock()
-			_ = m.reloadHeld(ctx, nil) // it is logged
-			m.reloads.running.Unlock()
+		case <-m.reloads.wanted.tokenC:
+			m.reloads.wanted.heed(&m.reloads.running, func() { _ = m.reloadHeld(ctx, nil) }) // it is logged
 		}
 	}
 }
 
 // wantReload is HUP.
-func (m *master) wantReload() {
-	select {
-	case m.reloads.wanted <- struct{}{}:
-	default: // the one that waits has not read the file yet
-	}
-}
+func (m *master) wantReload() { m.reloads.wanted.make() } // one that waits has not read the file yet
 
 // reload reads the configuration again, makes the master follow it, and rolls all
 // workers. progress, if not nil, is told of each step of the roll.
@@ -298,7 +319,12 @@ func diffListeners(was, next []dispatcher.ListenerConfig) (*listenerDiff, error)
 	d := &listenerDiff{}
 	kept := make([]bool, len(was))
 	for _, n := range next {
-		i := slices.IndexFunc(was, func(w dispatcher.ListenerConfig) bool { return w.Network == n.Network && w.Address == n.Address })
+		at := func(w dispatcher.ListenerConfig) bool { return w.Network == n.Network && w.Address == n.Address }
+		// By name first: of port 0 there can be several.
+		i := slices.IndexFunc(was, func(w dispatcher.ListenerConfig) bool { return at(w) && w.Name == n.Name })
+		if i < 0 {
+			i = slices.IndexFunc(was, at)
+		}
 		switch {
 		case i < 0 && n.Network == "fd":
 			return nil, badValue("fd:"+n.Address, "is new, and descriptors come when rrd is started: it needs a restart")

@@ -51,7 +51,7 @@ const (
 
 // upgrades is what became of them.
 type upgrades struct {
-	wanted chan struct{}
+	wanted *wish // of USR2
 
 	mu     sync.Mutex
 	counts metrics.Upgrades
@@ -70,12 +70,7 @@ func programPath() string {
 }
 
 // wantUpgrade is USR2.
-func (m *master) wantUpgrade() {
-	select {
-	case m.upgrades.wanted <- struct{}{}:
-	default:
-	}
-}
+func (m *master) wantUpgrade() { m.upgrades.wanted.make() }
 
 // upgradeOnSignal upgrades when USR2 comes, until ctx ends. Its caller waits for it.
 func (m *master) upgradeOnSignal(ctx context.Context) {
@@ -83,10 +78,8 @@ func (m *master) upgradeOnSignal(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.upgrades.wanted:
-			m.reloads.running.Lock()
-			_ = m.upgradeHeld(ctx, control.Crossing{}) // it is logged
-			m.reloads.running.Unlock()
+		case <-m.upgrades.wanted.tokenC:
+			m.upgrades.wanted.heed(&m.reloads.running, func() { _ = m.upgradeHeld(ctx, control.Crossing{}) }) // it is logged
 		}
 	}
 }
@@ -239,6 +232,8 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 	s := &savedMaster{
 		Program: programVersion(), Path: m.program, Args: m.args, Settings: c.written(), Command: c.Command,
 		QueueLimit: c.QueueLimit, RescueLimit: c.RescueLimit,
+		Policy: c.Policy, PolicyReason: c.PolicyReason, Protocol: c.WorkerProtocol, ProtocolReason: c.ProtocolReason, Workers: c.Workers,
+		ReloadAsked: m.reloads.wanted.pending(), UpgradeAsked: m.upgrades.wanted.pending(),
 		Age: time.Since(m.started), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
 		MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
 		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rrd/handoff"
+	"rrd/worker/pool"
 )
 
 // canUpgrade says whether this system can.
@@ -110,10 +111,25 @@ func execWith(path string, argv, environ []string, stateFD, oldFD int, s *savedM
 	}
 	// A signal that comes before the new image catches it must not end it.
 	restore := ignoreSignals()
+	raise := lowerNoFile()
 	err := syscall.Exec(path, argv, env)
+	raise()
 	restore()
 	closeOnExec(fds)
 	return fmt.Errorf("exec %s: %w", path, err)
+}
+
+// lowerNoFile sets the soft limit of open files to what this program was started with,
+// for that is what the next image takes for its own, and gives to workers. Not by package
+// syscall, whose Exec would lower it, too, and not raise it again.
+func lowerNoFile() (raise func()) {
+	var raised unix.Rlimit
+	original := pool.OriginalNoFile()
+	if original == 0 || unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &raised) != nil || original >= raised.Cur {
+		return func() {}
+	}
+	_ = unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: original, Max: raised.Max}, nil)
+	return func() { _ = unix.Prlimit(0, unix.RLIMIT_NOFILE, &raised, nil) }
 }
 
 func closeOnExec(fds []int) {

@@ -36,6 +36,46 @@ func TestIgnoredAroundExec(t *testing.T) {
 	}
 }
 
+// What "auto" has come to crosses: the workers are of that kind, whatever the program is
+// now.
+func TestAutoIsNotJudgedAnew(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "server")
+	if err := os.WriteFile(program, []byte("#!/usr/bin/env node\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-w", "3", "--", program}
+	c, _, err := parseConfig(args, os.Environ())
+	if err != nil || !c.node() {
+		t.Fatal(err, c.WorkerProtocol)
+	}
+	s := &savedMaster{Settings: c.written(), Command: c.Command, Policy: c.Policy, PolicyReason: c.PolicyReason,
+		Protocol: c.WorkerProtocol, ProtocolReason: c.ProtocolReason, Workers: c.Workers}
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	after, err := s.config(os.Environ())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !after.node() || after.Policy != c.Policy || after.Workers != 3 || after.ProtocolReason != c.ProtocolReason {
+		t.Errorf("%v %v %d %q, was %v %v %q", after.WorkerProtocol, after.Policy, after.Workers, after.ProtocolReason, c.WorkerProtocol, c.Policy, c.ProtocolReason)
+	}
+}
+
+// A default that is another in the next version is no change that anybody has made.
+func TestAnotherDefaultIsNoChange(t *testing.T) {
+	c := &config{settings: map[string]setValue{"window": {[]string{"8"}, fromDefault}}}
+	s := &savedMaster{Settings: map[string]savedSetting{"window": {[]string{"4"}, fromDefault}}}
+	if err := s.agrees(c); err != nil {
+		t.Error(err)
+	}
+	s.Settings["window"] = savedSetting{[]string{"4"}, "flag"}
+	if err := s.agrees(c); err == nil {
+		t.Error("it was a flag's, and is not any more")
+	}
+}
+
 // A check run that is no rrd may say as much as it likes.
 func TestCheckRunBoundsItsOutput(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "endless")

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -32,9 +31,7 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 	if err := pool.CloseOnExecAll(); err != nil {
 		return nil, err
 	}
-	if runtime.GOMAXPROCS(0) < 2 {
-		runtime.GOMAXPROCS(2) // see runMaster
-	}
+	atLeastTwoProcs()
 	m := newMaster(c, args, environ, stdout, stderr)
 	m.started = time.Now().Add(-r.Age)
 	m.program = r.Path
@@ -126,7 +123,14 @@ func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
 		m.log.Info().Str("event", "upgrade.done").Str("from", r.Program).Str("to", programVersion()).Str("path", m.program).
 			Float64("duration_s", r.TookSeconds).Msg("upgraded in place")
 	}
-	m.keepSockets(m.current().Listen) // once more, if the image before had no time for one
+	if r.ReloadAsked {
+		m.wantReload()
+	}
+	if r.UpgradeAsked {
+		m.wantUpgrade()
+	}
+	m.notify.becameReady(m.statusText) // as it was said before; or a reload now would not be told
+	m.keepSockets(m.current().Listen)  // once more, if the image before had no time for one
 	serveMetrics := func(context.Context) {}
 	if m.metricsLn != nil {
 		serveMetrics = m.metricsServer(m.metricsLn)

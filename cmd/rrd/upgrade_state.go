@@ -43,6 +43,11 @@ type savedMaster struct {
 	Settings                map[string]savedSetting
 	Command                 []string
 	QueueLimit, RescueLimit int
+	// What "auto" has come to. It is not judged anew: the workers are of that kind.
+	Policy                       dispatcher.Policy
+	Protocol                     pool.Protocol
+	PolicyReason, ProtocolReason string
+	Workers                      int
 
 	Age        time.Duration
 	Listeners  []dispatcher.ListenerInfo
@@ -61,14 +66,18 @@ type savedMaster struct {
 	Asked control.Crossing
 	Asker handoff.FD
 
-	LogLevel    string
-	LogCounts   map[string]uint64
-	Requests    []metrics.ControlRequests
-	Reloads     metrics.Reloads
-	Upgrades    metrics.Upgrades
-	WasReady    map[int]bool
-	Announced   bool
-	SaidSilent  bool
+	LogLevel   string
+	LogCounts  map[string]uint64
+	Requests   []metrics.ControlRequests
+	Reloads    metrics.Reloads
+	Upgrades   metrics.Upgrades
+	WasReady   map[int]bool
+	Announced  bool
+	SaidSilent bool
+
+	// HUP, or another USR2, came meanwhile.
+	ReloadAsked, UpgradeAsked bool
+
 	TookSeconds float64 // that the old image spent on it so far
 }
 
@@ -97,8 +106,16 @@ func (s *savedMaster) config(environ []string) (*config, error) {
 			return nil, located(set.name, v.origin, err)
 		}
 	}
+	if s.Policy != "" { // who wrote it knew of these
+		c.Policy, c.PolicyReason, c.WorkerProtocol, c.Workers = s.Policy, s.PolicyReason, s.Protocol, s.Workers
+		h.passDescriptors = func() error { return nil }                    // it can, or need not
+		h.program = func(path string) (string, string) { return path, "" } // and is no matter any more
+	}
 	if err := c.finish(h); err != nil {
 		return nil, err
+	}
+	if s.Policy != "" {
+		c.WorkerProtocol, c.ProtocolReason = s.Protocol, s.ProtocolReason
 	}
 	c.QueueLimit, c.RescueLimit, c.Warnings = s.QueueLimit, s.RescueLimit, nil
 	return c, nil
@@ -160,7 +177,7 @@ func decodeState(b []byte) (*savedMaster, error) {
 func (s *savedMaster) agrees(c *config) error {
 	var other []string
 	for name, v := range c.settings {
-		if was, ok := s.Settings[name]; ok && !slices.Equal(was.Values, v.values) {
+		if was, ok := s.Settings[name]; ok && !slices.Equal(was.Values, v.values) && (was.Origin != fromDefault || v.origin != fromDefault) {
 			other = append(other, name)
 		}
 	}

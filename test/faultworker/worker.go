@@ -342,12 +342,13 @@ func (w *worker) maybeDrained() error {
 // isOpen says whether somebody has the FIFO open for writing: then a read would wait. Who
 // starts when it is never misbehaves, not even before waitAt has run.
 func isOpen(gate string) (bool, error) {
-	fd, err := unix.Open(gate, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	n, err := unix.Open(gate, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, os.NewSyscallError("open", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
-	_, err = unix.Read(fd, make([]byte, 1))
+	fd := handoff.Own(n)
+	defer fd.Close() //nolint:errcheck // nothing was written
+	_, err = unix.Read(fd.Num(), make([]byte, 1))
 	return errors.Is(err, unix.EAGAIN), nil
 }
 
