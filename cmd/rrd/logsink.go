@@ -33,6 +33,7 @@ type logLine struct {
 const (
 	logQueue  = 4096        // lines that wait
 	logLinger = time.Second // for a sink that nobody reads
+	logBrief  = 50 * time.Millisecond
 )
 
 func newLogSink(w io.Writer) *logSink {
@@ -72,10 +73,13 @@ func (s *logSink) write() {
 }
 
 // flush returns when what is queued is written, or nobody reads it.
-func (s *logSink) flush() { s.ask(logLine{writtenC: make(chan struct{})}) }
+func (s *logSink) flush() { s.ask(logLine{writtenC: make(chan struct{})}, logLinger) }
 
-func (s *logSink) ask(question logLine) {
-	timer := time.NewTimer(logLinger)
+// flushBriefly is flush while the service stands still.
+func (s *logSink) flushBriefly() { s.ask(logLine{writtenC: make(chan struct{})}, logBrief) }
+
+func (s *logSink) ask(question logLine, limit time.Duration) {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case s.lineC <- question:
@@ -91,5 +95,5 @@ func (s *logSink) ask(question logLine) {
 // close is flush, and nothing is written after it. It is called once.
 func (s *logSink) close() {
 	s.closed.Store(true)
-	s.ask(logLine{writtenC: make(chan struct{}), end: true})
+	s.ask(logLine{writtenC: make(chan struct{}), end: true}, logLinger)
 }

@@ -140,6 +140,7 @@ func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 	if err := m.checkRun(ctx, copied); err != nil {
 		return fmt.Errorf("check run of %s: %w", m.program, err)
 	}
+	m.sink.flush()
 	state, release, err := m.stand(ctx, old)
 	if err != nil {
 		return err
@@ -153,7 +154,7 @@ func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 		return err
 	}
 	defer file.Close()
-	m.sink.flush()
+	m.sink.flushBriefly()
 	if err := m.endsSoon(); err != nil { // meanwhile; the next image would not know
 		return err
 	}

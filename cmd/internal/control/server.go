@@ -102,11 +102,24 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	}
 }
 
-// finish waits for the connections, and ends them when they take too long.
+// finish waits for the connections, and ends them when they take too long. Then only a
+// Handle can hold one up, as when it reads a file that no server gives out any more.
 func (s *Server) finish(kill func()) {
-	timer := time.AfterFunc(closeTimeout, kill)
-	defer timer.Stop()
+	doneC := make(chan struct{})
+	go s.awaitClients(doneC) // ends with the last of them
+	for _, end := range []func(){kill, func() {}} {
+		select {
+		case <-doneC:
+			return
+		case <-time.After(closeTimeout):
+			end()
+		}
+	}
+}
+
+func (s *Server) awaitClients(doneC chan<- struct{}) {
 	s.clients.Wait()
+	close(doneC)
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -325,6 +325,35 @@ func TestClientHangsUp(t *testing.T) {
 	}
 }
 
+// stuck is a Handle that heeds nothing.
+type stuck struct{ begunC, releaseC chan struct{} }
+
+func (x *stuck) Handle(context.Context, Peer, Request, func(any) error) (any, error) {
+	close(x.begunC)
+	<-x.releaseC
+	return nil, nil
+}
+
+func TestServerEndsWithAStuckHandle(t *testing.T) {
+	l, err := Listen(filepath.Join(privateDir(t), "c.sock"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &stuck{make(chan struct{}), make(chan struct{})}
+	s := NewServer(ServerConfig{Handler: x})
+	end := serving(t, s, l)
+	c, err := net.Dial("unix", l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send(t, c, `{"v":1,"id":1,"cmd":"x"}`)
+	<-x.begunC
+	end() // hangs if it waits for that
+	close(x.releaseC)
+	s.clients.Wait()
+}
+
 // Another server goes on with a request, and with what its client has sent behind it.
 func TestCrossing(t *testing.T) {
 	l, err := Listen(filepath.Join(privateDir(t), "c.sock"), nil)
