@@ -49,8 +49,8 @@ func (b *bench) addGroup(name string, kinds ...kind) {
 func (b *bench) comparePhases() []phase {
 	return []phase{
 		{name: "peak", rounds: b.rounds, load: func(*group) load { return b.closedLoad() }},
-		{name: "30", rounds: b.rounds, load: of(func(g *group) load { return b.openLoad(0.3 * g.base()) }, inGo)},
-		{name: "70", rounds: b.rounds, load: of(func(g *group) load { return b.openLoad(0.7 * g.base()) }, inGo, inNode)},
+		{name: "30", rounds: b.rounds, load: of(func(g *group) load { return b.tailLoad(0.3 * g.base()) }, inGo)},
+		{name: "70", rounds: b.rounds, load: of(func(g *group) load { return b.tailLoad(0.7 * g.base()) }, inGo, inNode)},
 		{name: "slow", rounds: (b.rounds + 1) / 2, load: of(func(g *group) load { return b.slowLoad(g.contestants[0].at.workers) }, inGo)},
 		{name: "even", rounds: 1, cold: true, load: of(func(*group) load {
 			return load{clients: 1, duration: longTurn, count: b.inTurn, path: "/"}
@@ -59,6 +59,13 @@ func (b *bench) comparePhases() []phase {
 			return load{clients: 1, duration: longTurn, count: 1, path: fmt.Sprint("/bytes?n=", b.bytes)}
 		}, inGo)},
 	}
+}
+
+// tailLoad is an open loop for a p99: that of a short turn is of a few connections.
+func (b *bench) tailLoad(rate float64) load {
+	l := b.openLoad(rate)
+	l.duration *= 2
+	return l
 }
 
 // longTurn is for turns that end by themselves.
