@@ -33,10 +33,13 @@ func (m *Master) measure() (*measure, error) {
 }
 
 // Rebase takes the master's present descriptors and goroutines as those that it
-// must have at the end. It waits until two looks agree.
+// must have at the end. It waits until some looks agree, the first of which are only a
+// millisecond apart: on a busy machine a part of the master may not have begun yet.
 func (m *Master) Rebase() {
 	m.t.Helper()
+	const looks = 6
 	var last *measure
+	agree := 0
 	Poll(m.t, "the number of descriptors and goroutines to settle", func() error {
 		now, err := m.measure()
 		if err != nil {
@@ -45,7 +48,11 @@ func (m *Master) Rebase() {
 		before := last
 		last = now
 		if before == nil || len(before.fds) != len(now.fds) || before.goroutines != now.goroutines {
+			agree = 0
 			return errors.New("still changing")
+		}
+		if agree++; agree < looks-1 {
+			return errors.New("perhaps still changing")
 		}
 		return nil
 	})
@@ -86,6 +93,9 @@ func (m *Master) checkRunning() {
 		start, first := time.Now(), m.checkMeasure()
 		if err := poll(Patience/3, m.checkMeasure); err != nil {
 			m.t.Errorf("at the end: %v", err)
+			mark := m.Mark()
+			m.Signal(syscall.SIGUSR1) // its goroutines, into the log that is shown
+			m.WaitFrom(mark, m.base.goroutines, Named("dump.goroutine"))
 		}
 		if took := time.Since(start); took > time.Second {
 			m.t.Logf("it took %v until the master was as before its load; at first %v", took, first)
