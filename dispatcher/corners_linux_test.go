@@ -59,13 +59,7 @@ func TestARecalledAnswerIsSaidAgainWithItsSocket(t *testing.T) {
 }
 
 func TestTheSocketOfASlotThatIsNoMore(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, ln, second := twoSlots(t)
 	a, b := s.peer(), s.peer()
 	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
 	defer fa.Close()
@@ -182,13 +176,7 @@ func each[T ~uint8](n T, fn func(T)) {
 
 // A worker may shut the socket down that it was lent: nobody can accept from it, and nothing spins.
 func TestSocketThatAWorkerShutDown(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, _, _ := twoSlots(t)
 	a, b := s.peer(), s.peer()
 	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
 	defer fa.Close()
@@ -199,38 +187,30 @@ func TestSocketThatAWorkerShutDown(t *testing.T) {
 	b.die(Removal{})
 	s.settle()
 	s.pass(reportEveryTime)
-	turns := 0
-	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); turns++ {
-		s.sleepyTurn()
-	}
-	t.Logf("%d turns in 300 ms", turns)
-	if turns > 200 {
-		t.Errorf("the loop spins: %d turns in 300 ms", turns)
-	}
+	s.mustRest()
 }
 
-// sleepyTurn is a turn as the loop makes it: it sleeps if there is nothing to do.
-func (s *stepped) sleepyTurn() {
+// mustRest has the loop turn as it does by itself, asleep while there is nothing to do.
+func (s *stepped) mustRest() {
 	s.Helper()
-	at := s.l.nextDeadline()
-	ms := 50
-	if at > 0 {
-		ms = min(ms, max(0, int((at-s.l.clock.now())/1e6)))
+	turns := 0
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); turns++ {
+		ms := 50
+		if at := s.l.nextDeadline(); at > 0 {
+			ms = min(ms, max(0, int((at-s.l.clock.now())/1e6)))
+		}
+		p := []unix.PollFd{{Fd: int32(s.d.poll.ep.Num()), Events: unix.POLLIN}}
+		_, _ = unix.Poll(p, ms)
+		s.step()
 	}
-	p := []unix.PollFd{{Fd: int32(s.d.poll.ep.Num()), Events: unix.POLLIN}}
-	_, _ = unix.Poll(p, ms)
-	s.step()
+	if turns > 200 {
+		s.Errorf("the loop spins: %d turns in 300 ms", turns)
+	}
 }
 
 // A worker that closes its listener and lives on leaves a socket that nobody serves.
 func TestSlotThatItsWorkerLeftIsTakenOver(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, ln, _ := twoSlots(t)
 	a, b := s.peer(), s.peer()
 	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
 	defer fa.Close()
@@ -273,13 +253,7 @@ func TestSlotWithoutAnyWorkerIsTakenOver(t *testing.T) {
 
 // All slots are forgotten: one socket stays, and they can come back.
 func TestAllSlotsForgotten(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, ln, _ := twoSlots(t)
 	s.l.forgetSlot(0)
 	s.l.forgetSlot(1)
 	s.settle()
@@ -305,12 +279,5 @@ func TestInheritedSocketShutDown(t *testing.T) {
 	_ = s.serving(ln)
 	_ = unix.Shutdown(ln.sock.fd.Num(), unix.SHUT_RD)
 	s.step()
-	turns := 0
-	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); turns++ {
-		s.sleepyTurn()
-	}
-	t.Logf("%d turns in 300 ms", turns)
-	if turns > 200 {
-		t.Errorf("the loop spins: %d turns in 300 ms", turns)
-	}
+	s.mustRest()
 }

@@ -89,13 +89,7 @@ func TestReuseportGivesEachSlotItsOwn(t *testing.T) {
 
 // What the kernel hashes to a slot without a worker is handed to another slot's.
 func TestReuseportTakesOverWhatNobodyAccepts(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, ln, second := twoSlots(t)
 	a, b := s.peer(), s.peer()
 	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
 	defer fa.Close()
@@ -133,13 +127,7 @@ func TestReuseportTakesOverWhatNobodyAccepts(t *testing.T) {
 // Out of descriptors, or with a full queue, a socket that is taken over waits
 // like the others.
 func TestATakeoverWaitsWhileAcceptingPauses(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedReuseport, Configured: true})
-	ln := s.listen("web")
-	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.addSlot(1, second)
+	s, ln, second := twoSlots(t)
 	a, b := s.peer(), s.peer()
 	fa, fb := a.join("tcp", "web"), b.join("tcp", "web")
 	defer fa.Close()
@@ -183,4 +171,17 @@ func TestASharedUnixListenerClosesQuietly(t *testing.T) {
 	_ = d.Close()
 	_ = c.Close()
 	s.until("it is shut down", func() bool { return isClosed(idle) })
+}
+
+// twoSlots is a listener under reuseport with the sockets of two slots.
+func twoSlots(t *testing.T) (s *stepped, ln *listener, second *socket) {
+	t.Helper()
+	s = newStepped(t, Config{Policy: SchedReuseport, Configured: true})
+	ln = s.listen("web")
+	second, err := bindSocket("tcp4", ln.addr, bindOptions{reuseport: true, uid: -1, gid: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.addSlot(1, second)
+	return s, ln, second
 }
