@@ -33,14 +33,12 @@ func (m *Master) measure() (*measure, error) {
 }
 
 // Rebase takes the master's present descriptors and goroutines as those that it
-// must have at the end. It waits until some looks agree, the first of which are only a
-// millisecond apart: on a busy machine a part of the master may not have begun yet.
+// must have at the end. It waits until two looks agree, not too near to each other: on a
+// busy machine a part of the master may not have begun yet.
 func (m *Master) Rebase() {
 	m.t.Helper()
-	const looks = 6
 	var last *measure
-	agree := 0
-	Poll(m.t, "the number of descriptors and goroutines to settle", func() error {
+	err := pollFrom(20*time.Millisecond, Patience, func() error {
 		now, err := m.measure()
 		if err != nil {
 			return err
@@ -48,14 +46,13 @@ func (m *Master) Rebase() {
 		before := last
 		last = now
 		if before == nil || len(before.fds) != len(now.fds) || before.goroutines != now.goroutines {
-			agree = 0
 			return errors.New("still changing")
-		}
-		if agree++; agree < looks-1 {
-			return errors.New("perhaps still changing")
 		}
 		return nil
 	})
+	if err != nil {
+		m.t.Fatalf("descriptors and goroutines do not settle: %v", err)
+	}
 	m.base = last
 }
 

@@ -215,9 +215,14 @@ func Poll(t testing.TB, what string, f func() error) {
 }
 
 func poll(patience time.Duration, f func() error) error {
+	return pollFrom(time.Millisecond, patience, f)
+}
+
+// pollFrom begins with that pause; the later ones are longer.
+func pollFrom(pause, patience time.Duration, f func() error) error {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+	for ; ; pause = min(2*pause, 50*time.Millisecond) {
 		err := f()
 		if err == nil {
 			return nil
