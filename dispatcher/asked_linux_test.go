@@ -44,7 +44,7 @@ func (s *stepped) byAddress(f *handoff.Frame) *listener {
 }
 
 // freePort is a port that nobody listens on just now.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -397,20 +397,28 @@ func TestClosedWithoutLeaving(t *testing.T) {
 	}
 }
 
+// successor is a worker that serves a listener it has asked for, and another in its slot
+// that has asked for the same.
+func (s *stepped) successor() (old, succ *peer, ln *listener) {
+	s.Helper()
+	addr := freePort(s.TB)
+	old = s.peer()
+	old.ask(1, "tcp", addr, 0)
+	ln = s.byAddress(old.answered(1))
+	old.say(readyFrame)
+	s.settle()
+	succ = s.peer()
+	succ.k.slot = old.k.slot
+	succ.ask(1, "tcp", addr, 0)
+	succ.answered(1)
+	return old, succ, ln
+}
+
 // A successor that fails does not take the listener from the one that still serves it.
 func TestFailedSuccessorLeavesTheAskedListener(t *testing.T) {
 	for _, ready := range []bool{false, true} {
 		s := newStepped(t, Config{})
-		addr := freePort(t)
-		old := s.peer()
-		old.ask(1, "tcp", addr, 0)
-		ln := s.byAddress(old.answered(1))
-		old.say(readyFrame)
-		s.settle()
-		succ := s.peer()
-		succ.k.slot = old.k.slot
-		succ.ask(1, "tcp", addr, 0)
-		succ.answered(1)
+		old, succ, ln := s.successor()
 		if ready {
 			succ.say(readyFrame)
 			s.settle()
@@ -430,24 +438,14 @@ func TestFailedSuccessorLeavesTheAskedListener(t *testing.T) {
 // The old one drains, and its successor dies: the slot will get another, for which the listener stays.
 func TestDeathBesideADrainingPredecessor(t *testing.T) {
 	s := newStepped(t, Config{})
-	addr := freePort(t)
-	old := s.peer()
-	old.ask(1, "tcp", addr, 0)
-	ln := s.byAddress(old.answered(1))
-	old.say(readyFrame)
-	s.settle()
-	succ := s.peer()
-	succ.k.slot = old.k.slot
-	succ.ask(1, "tcp", addr, 0)
-	succ.answered(1)
+	old, succ, ln := s.successor()
 	succ.say(readyFrame)
 	s.settle()
 	s.l.drain(old.id)
 	s.settle()
-	c := s.client(ln)
+	s.client(ln)
 	s.settle()
 	succ.mustGet(1)
-	_ = c
 	succ.die(Removal{Blame: true})
 	s.settle()
 	if ln.closing || len(ln.sockets()) == 0 {

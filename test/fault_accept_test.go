@@ -359,9 +359,10 @@ func slowClients(t *testing.T, f form) {
 	}
 	r := serves(t, m, load.Config{Rate: 200, Total: 400})
 	f.note(t, "p99 %v without and %v with %d idle clients", calm.Percentile(0.99), r.Percentile(0.99), n)
-	// The median, and far above what is to be seen, as the machine has other work: a tail of
-	// so few is that of the machine.
-	if r.Percentile(0.5) > 3*calm.Percentile(0.5)+20*time.Millisecond {
+	// Far above what is to be seen, as the machine has other work, which makes the tail of so
+	// few: that is judged in the long form, which has the machine for itself.
+	if r.Percentile(0.5) > 3*calm.Percentile(0.5)+20*time.Millisecond ||
+		f.long && r.Percentile(0.99) > 3*calm.Percentile(0.99)+100*time.Millisecond {
 		t.Errorf("others wait: %v, without them %v", r, calm)
 	}
 	for _, c := range idle {

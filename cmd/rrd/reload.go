@@ -47,7 +47,7 @@ type wish struct {
 
 func newWish() *wish { return &wish{tokenC: make(chan struct{}, 1)} }
 
-func (w *wish) make() {
+func (w *wish) want() {
 	select {
 	case w.tokenC <- struct{}{}:
 	default:
@@ -83,7 +83,7 @@ func (m *master) reloadOnSignal(ctx context.Context) {
 }
 
 // wantReload is HUP.
-func (m *master) wantReload() { m.reloads.wanted.make() } // one that waits has not read the file yet
+func (m *master) wantReload() { m.reloads.wanted.want() } // one that waits has not read the file yet
 
 // reload reads the configuration again, makes the master follow it, and rolls all
 // workers. progress, if not nil, is told of each step of the roll.

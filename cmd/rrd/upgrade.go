@@ -70,7 +70,7 @@ func programPath() string {
 }
 
 // wantUpgrade is USR2.
-func (m *master) wantUpgrade() { m.upgrades.wanted.make() }
+func (m *master) wantUpgrade() { m.upgrades.wanted.want() }
 
 // upgradeOnSignal upgrades when USR2 comes, until ctx ends. Its caller waits for it.
 func (m *master) upgradeOnSignal(ctx context.Context) {
