@@ -38,7 +38,7 @@ func documentedFamilies(t *testing.T) (found map[string]family, text string) {
 func TestDocumentedFamilies(t *testing.T) {
 	documented, _ := documentedFamilies(t)
 	e := New(Config{Source: fixed(fullSnapshot()), Logs: &LogCounter{}})
-	families, err := e.Registry().Gather()
+	families, err := e.Gatherer().Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

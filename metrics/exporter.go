@@ -35,8 +35,9 @@ type Config struct {
 // together with go_* and process_* of this process. It may be used by several
 // goroutines.
 type Exporter struct {
-	cfg Config
-	reg *prometheus.Registry
+	cfg     Config
+	runtime *prometheus.Registry // go_*, nothing else
+	reg     *prometheus.Registry // all others
 
 	mu   sync.Mutex
 	last *Snapshot // the newest copy, shown while there is no newer one
@@ -44,18 +45,16 @@ type Exporter struct {
 
 // New returns an Exporter. It starts no goroutine.
 func New(cfg Config) *Exporter {
-	e := &Exporter{cfg: cfg, reg: prometheus.NewPedanticRegistry()}
-	e.reg.MustRegister(
-		e,
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
+	e := &Exporter{cfg: cfg, runtime: prometheus.NewPedanticRegistry(), reg: prometheus.NewPedanticRegistry()}
+	e.runtime.MustRegister(collectors.NewGoCollector())
+	e.reg.MustRegister(e, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return e
 }
 
-// Registry is where a program may register more collectors, and what a test
-// gathers from.
-func (e *Exporter) Registry() *prometheus.Registry { return e.reg }
+// Gatherer gathers all that is exposed. What the runtime tells comes first and alone:
+// a registry starts one goroutine for each of its collectors, or fewer, as time
+// allows, and go_goroutines would count them.
+func (e *Exporter) Gatherer() prometheus.Gatherer { return prometheus.Gatherers{e.runtime, e.reg} }
 
 // snapshot returns a fresh copy, or the newest one there was (nil if there was
 // none) together with the reason why there is no fresh one.

@@ -193,14 +193,14 @@ func TestExporterEmitsEverySample(t *testing.T) {
 		zero(`rrd_worker_starts_total{reason=%q,worker=%q}`, StartReasons, slot)
 		zero(`rrd_worker_exits_total{cause=%q,worker=%q}`, ExitCauses, slot)
 	}
-	if diff := cmp.Diff(want, samples(t, e.Registry())); diff != "" {
+	if diff := cmp.Diff(want, samples(t, e.Gatherer())); diff != "" {
 		t.Errorf("samples (-want +got):\n%s", diff)
 	}
 }
 
 func TestExporterLints(t *testing.T) {
 	e := New(Config{Source: fixed(fullSnapshot()), Logs: &LogCounter{}})
-	problems, err := testutil.GatherAndLint(e.Registry())
+	problems, err := testutil.GatherAndLint(e.Gatherer())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestWorkerProcessSeries(t *testing.T) {
 		t.Skip("only Linux has the process collector's files of other processes")
 	}
 	e := New(Config{Source: fixed(&Snapshot{Workers: []Worker{{Slot: 3, PID: os.Getpid()}, {Slot: 4, PID: math.MaxInt32}}})})
-	families, err := e.Registry().Gather()
+	families, err := e.Gatherer().Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestWorkerProcessSeries(t *testing.T) {
 
 func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{Policy: "none", Listeners: []Listener{{Name: "a", Shared: true, KernelQueue: &KernelQueue{Length: 1, Limit: 2}}}})})
-	for name := range samples(t, e.Registry()) {
+	for name := range samples(t, e.Gatherer()) {
 		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") && !strings.HasPrefix(name, "rrd_listener_kernel_drops_") {
 			t.Errorf("%s for a listener that the master does not accept on", name)
 		}
@@ -276,7 +276,7 @@ func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
 
 func TestRemovedSlotKeepsItsCounters(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{Workers: []Worker{{Slot: 0, State: "ready"}, {Slot: 1, Handoffs: 9}}})})
-	got := samples(t, e.Registry())
+	got := samples(t, e.Gatherer())
 	if got[`rrd_handoffs_total{worker="1"}`] != 9 {
 		t.Error("the counter is gone")
 	}
@@ -296,7 +296,7 @@ func TestLabelsThatAreNoUTF8(t *testing.T) {
 		Listeners: []Listener{{Name: "unix:/\xff\n\""}},
 		Workers:   []Worker{{State: "\xfe", Exits: Counts{"\xff": 1}}},
 	})})
-	if _, ok := samples(t, e.Registry())[`rrd_connections_queued{listener="unix:/�\n\""}`]; !ok {
+	if _, ok := samples(t, e.Gatherer())[`rrd_connections_queued{listener="unix:/�\n\""}`]; !ok {
 		t.Error("the listener's series is missing")
 	}
 }
@@ -304,7 +304,7 @@ func TestLabelsThatAreNoUTF8(t *testing.T) {
 func TestOneCopyPerScrape(t *testing.T) {
 	copies := 0
 	e := New(Config{Source: func(context.Context) (*Snapshot, error) { copies++; return fullSnapshot(), nil }})
-	samples(t, e.Registry())
+	samples(t, e.Gatherer())
 	if copies != 1 {
 		t.Errorf("one scrape took %d copies", copies)
 	}
@@ -320,7 +320,7 @@ func TestNoCopyThenLastCopy(t *testing.T) {
 		return give, nil
 	}})
 	// Never a copy: the gather fails, but the other collectors' families are there.
-	families, err := e.Registry().Gather()
+	families, err := e.Gatherer().Gather()
 	if err == nil || !strings.Contains(err.Error(), boom.Error()) {
 		t.Errorf("gather without a copy: %v", err)
 	}
@@ -329,9 +329,9 @@ func TestNoCopyThenLastCopy(t *testing.T) {
 	}
 	// One copy, then none: the last one is shown.
 	give = fullSnapshot()
-	samples(t, e.Registry())
+	samples(t, e.Gatherer())
 	give = nil
-	if got := samples(t, e.Registry())[`rrd_connections_accepted_total{listener=":80"}`]; got != 100 {
+	if got := samples(t, e.Gatherer())[`rrd_connections_accepted_total{listener=":80"}`]; got != 100 {
 		t.Errorf("accepted of the last copy = %v", got)
 	}
 	if s, err := e.snapshot(t.Context()); s == nil || !errors.Is(err, boom) {
@@ -414,5 +414,30 @@ func TestCumulative(t *testing.T) {
 		if total != c.total || cmp.Diff(c.buckets, buckets) != "" {
 			t.Errorf("%v: %d %v", c.counts, total, buckets)
 		}
+	}
+}
+
+// TestGoroutinesWithoutTheHelpers that gathering itself starts: their number depends on
+// time, and whoever watches go_goroutines for a leak would see it.
+func TestGoroutinesWithoutTheHelpers(t *testing.T) {
+	e := New(Config{Source: fixed(fullSnapshot())})
+	const gathers = 300
+	seen, most := map[float64]int{}, 0
+	for range gathers {
+		families, err := e.Gatherer().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "go_goroutines" {
+				n := f.GetMetric()[0].GetGauge().GetValue()
+				seen[n]++
+				most = max(most, seen[n])
+			}
+		}
+	}
+	// One helper of the gather before may still be ending.
+	if most < gathers*9/10 {
+		t.Errorf("numbers of goroutines, and how often they were seen: %v", seen)
 	}
 }

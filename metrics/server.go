@@ -60,7 +60,7 @@ func NewServer(e *Exporter, cfg ServerConfig) *Server {
 	}
 	s := &Server{exporter: e, cfg: cfg, started: time.Now()}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(e.reg, promhttp.HandlerFor(e.reg, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(e.reg, promhttp.HandlerFor(e.Gatherer(), promhttp.HandlerOpts{
 		ErrorLog:            cfg.ErrorLog,
 		ErrorHandling:       promhttp.ContinueOnError,
 		Registry:            e.reg,

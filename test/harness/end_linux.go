@@ -33,11 +33,13 @@ func (m *Master) measure() (*measure, error) {
 }
 
 // Rebase takes the master's present descriptors and goroutines as those that it
-// must have at the end. It waits until two looks agree, not too near to each other: on a
-// busy machine a part of the master may not have begun yet.
+// must have at the end. It waits until three looks in a row agree, not too near to each
+// other: on a busy machine a part of the master may not have begun yet, and a number of
+// goroutines may be one off now and then.
 func (m *Master) Rebase() {
 	m.t.Helper()
 	var last *measure
+	agreed := 0
 	err := pollFrom(20*time.Millisecond, Patience, func() error {
 		now, err := m.measure()
 		if err != nil {
@@ -46,6 +48,9 @@ func (m *Master) Rebase() {
 		before := last
 		last = now
 		if before == nil || len(before.fds) != len(now.fds) || before.goroutines != now.goroutines {
+			agreed = 0
+		}
+		if agreed++; agreed < 3 {
 			return errors.New("still changing")
 		}
 		return nil
