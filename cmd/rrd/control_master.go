@@ -246,8 +246,9 @@ func (m *master) Drain(ctx context.Context) (control.Drained, error) {
 		return control.Drained{}, control.Errorf(control.CodeRefused, "rrd is stopping")
 	}
 	began := time.Now()
-	since, backC, first := m.leave(false)
-	if !m.waddle(ctx, since, backC) {
+	since, backC, _ := m.leave(false)
+	drain, first := m.waddle(ctx, since, backC)
+	if !drain {
 		return control.Drained{}, control.Errorf(control.CodeFailed, "called back into rotation, or nobody waits any more: the listeners are open")
 	}
 	if first {

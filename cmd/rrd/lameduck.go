@@ -62,8 +62,8 @@ func (m *master) leave(stop bool) (since time.Time, backC <-chan struct{}, first
 }
 
 // waddle waits until --lame-duck is over, and reports whether to drain now: not if the
-// master was called back, or ctx has ended.
-func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struct{}) bool {
+// master was called back, or ctx has ended. first says that nobody was told so before.
+func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struct{}) (drain, first bool) {
 	if limit := m.current().LameDuck; limit != off && !m.duck.drains() {
 		if rest := time.Until(since.Add(limit)); rest > 0 {
 			m.log.Info().Str("event", "lameduck.start").Float64("duration_s", rest.Seconds()).
@@ -74,7 +74,7 @@ func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struc
 			case <-timer.C:
 			case <-backC:
 			case <-ctx.Done():
-				return false
+				return false, false
 			}
 		}
 	}
@@ -83,10 +83,11 @@ func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struc
 	defer d.mu.Unlock()
 	select {
 	case <-backC:
-		return false
+		return false, false
 	default:
+		first = !d.drain
 		d.drain = true
-		return true
+		return true, first
 	}
 }
 
@@ -101,7 +102,7 @@ func (d *lameDuck) noWayBack() {
 // after leave. supervise waits for it.
 func (m *master) stopGracefully(ctx context.Context, since time.Time, backC <-chan struct{}, field, why string) {
 	m.notify.leaving()
-	if !m.waddle(ctx, since, backC) {
+	if drain, _ := m.waddle(ctx, since, backC); !drain {
 		return
 	}
 	m.log.Info().Str("event", "drain.start").Str(field, why).Msg("draining")

@@ -47,7 +47,10 @@ func TestLameDuckWaits(t *testing.T) {
 				timer := time.AfterFunc(time.Second, func() { tt.do(m, cancel) })
 				defer timer.Stop()
 			}
-			drains := m.waddle(ctx, since, backC)
+			drains, begins := m.waddle(ctx, since, backC)
+			if begins != drains {
+				t.Errorf("%s: drains %v, for the first time %v", tt.name, drains, begins)
+			}
 			if took := time.Since(began); drains != tt.drains || took != tt.took || m.duck.drains() != drains {
 				t.Errorf("%s: after %v drains %v", tt.name, took, drains)
 			}
@@ -69,8 +72,12 @@ func TestLameDuckCountsFromTheFirst(t *testing.T) {
 		if !first {
 			t.Error("a stop is not the first stop")
 		}
-		if !m.waddle(t.Context(), since, backC) || time.Since(began) != 2*time.Second {
-			t.Errorf("after %v", time.Since(began))
+		// A lame duck since WINCH, and the first that drains all the same.
+		if drains, begins := m.waddle(t.Context(), since, backC); !drains || !begins || time.Since(began) != 2*time.Second {
+			t.Errorf("drains %v, for the first time %v, after %v", drains, begins, time.Since(began))
+		}
+		if drains, begins := m.waddle(t.Context(), since, backC); !drains || begins {
+			t.Errorf("again: drains %v, for the first time %v", drains, begins)
 		}
 		if _, _, first := m.leave(true); first {
 			t.Error("the second stop is the first")
@@ -105,7 +112,7 @@ func TestUndrain(t *testing.T) {
 		if err := m.Undrain(); err != nil {
 			t.Error(err)
 		}
-		if m.waddle(t.Context(), since, backC) {
+		if drains, _ := m.waddle(t.Context(), since, backC); drains {
 			t.Error("it drains")
 		}
 		m.leave(true)
