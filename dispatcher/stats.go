@@ -163,7 +163,7 @@ type SlotStats struct {
 	Unhealthy bool
 	// Heard is when the newest process said something last; zero: not yet.
 	Heard time.Time
-	// Late is set while the newest process owes an answer too long.
+	// Late is set while a process gets nothing more because it did not answer in time.
 	Late bool
 }
 

@@ -155,6 +155,8 @@ type Worker struct {
 	Generation int       `json:"generation,omitempty"`
 	State      string    `json:"state,omitempty"` // see WorkerStates
 	Started    time.Time `json:"started,omitzero"`
+	// Late is set while it gets nothing more because it did not answer in time.
+	Late bool `json:"late,omitempty"`
 
 	Handoffs   uint64 `json:"handoffs"`
 	Acks       uint64 `json:"acks"`

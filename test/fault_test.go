@@ -286,6 +286,9 @@ func TestStopped(t *testing.T) {
 	if late > 0 {
 		t.Errorf("%d connections waited for the stopped worker; before %v, then %v", late, before, r)
 	}
+	if s := m.Status(); s.Workers[0].Late || !s.Workers[1].Late {
+		t.Errorf("that it is late is not told: %+v", s.Workers)
+	}
 	m.Kill(pid, syscall.SIGCONT)
 	m.WaitStatus("the worker to take part again", func(*harness.Status) bool {
 		return load.Run(t.Context(), load.Config{Address: m.Addr(), Total: 4}).ByPID()[pid] > 0

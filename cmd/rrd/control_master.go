@@ -425,7 +425,7 @@ func workerStatuses(p pool.Snapshot, counts *metrics.Snapshot) []control.WorkerS
 }
 
 func addCounts(w *control.WorkerStatus, c *metrics.Worker, now time.Time) {
-	w.Handoffs, w.Acks, w.InFlight, w.Active = c.Handoffs, c.Acks, c.InFlight, c.Active
+	w.Handoffs, w.Acks, w.InFlight, w.Active, w.Late = c.Handoffs, c.Acks, c.InFlight, c.Active, c.Late
 	w.Rejections, w.Failures = c.Rejections.Total(), c.Failures.Total()
 	if c.State == metrics.StateUnhealthy && w.State == string(pool.StateReady) {
 		w.State = metrics.StateUnhealthy

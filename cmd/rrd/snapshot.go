@@ -103,7 +103,7 @@ func workerCounts(slot pool.SlotStatus, d *dispatcher.SlotStats) metrics.Worker 
 	if d.Unhealthy && w.State == string(pool.StateReady) {
 		w.State = metrics.StateUnhealthy
 	}
-	w.Heartbeat = d.Heard
+	w.Heartbeat, w.Late = d.Heard, d.Late
 	if d.Reported {
 		active := int(d.Active)
 		w.Active = &active

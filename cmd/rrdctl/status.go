@@ -49,7 +49,7 @@ func workerTable(workers []control.WorkerStatus, policy string, speeds map[int]s
 			}
 		}
 		t.rows = append(t.rows, row)
-		states = append(states, w.State)
+		states = append(states, rowState(w))
 		for _, o := range w.Others {
 			row := make([]string, len(workerColumns))
 			row[0], row[1], row[3], row[4] = plain(o.Name), number(o.PID), plain(o.State), age(o.Uptime)
@@ -58,6 +58,14 @@ func workerTable(workers []control.WorkerStatus, policy string, speeds map[int]s
 		}
 	}
 	return t, states
+}
+
+// rowState is what the row of a worker is painted by.
+func rowState(w *control.WorkerStatus) string {
+	if w.Late && w.State == "ready" {
+		return "late"
+	}
+	return w.State
 }
 
 func workerRow(w *control.WorkerStatus, s speed) []string {
@@ -71,6 +79,8 @@ func workerRow(w *control.WorkerStatus, s speed) []string {
 		uptime = "in " + age(w.Backoff)
 	case w.Held:
 		state += " held"
+	case w.Late:
+		state += " late"
 	}
 	return []string{
 		number(w.Slot), pid, generation, state, uptime,

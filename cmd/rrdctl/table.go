@@ -108,7 +108,7 @@ func colorOf(state string) string {
 	switch state {
 	case "stuck", "backoff", "down", "orphan", "failed":
 		return red
-	case "starting", "draining", "unhealthy", "rolling back", "rolled back":
+	case "starting", "draining", "unhealthy", "late", "rolling back", "rolled back":
 		return yellow
 	}
 	return ""

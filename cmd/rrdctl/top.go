@@ -393,7 +393,7 @@ func (m *topModel) screen() []string {
 	lines = append(lines, "", m.heading(table[0]))
 	states := make(map[int]string)
 	for i := range m.view.now.Workers {
-		states[m.view.now.Workers[i].Slot] = m.view.now.Workers[i].State
+		states[m.view.now.Workers[i].Slot] = rowState(&m.view.now.Workers[i])
 	}
 	for i := m.first; i < last; i++ {
 		line := table[1+i]

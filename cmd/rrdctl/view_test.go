@@ -43,6 +43,8 @@ func sample(n int, second bool) *control.Status {
 			w.Others = []control.OtherProcess{{Name: "2.1", PID: 999, State: "stuck", Uptime: 90000}}
 		case 3:
 			w.State = "stuck"
+		case 4:
+			w.Late = true
 		}
 		if second {
 			w.Acks += uint64(50 * i)

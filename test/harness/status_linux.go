@@ -63,6 +63,7 @@ type Worker struct {
 	Starts     map[string]int
 	Exits      map[string]int
 	Backoff    float64 `json:"respawn_backoff_seconds"`
+	Late       bool
 }
 
 func (l *Listener) dropped() int { return sum(l.Dropped) }

@@ -214,6 +214,7 @@ type WorkerStatus struct {
 	Generation int     `json:"generation,omitempty"`
 	State      string  `json:"state"`
 	Held       bool    `json:"held,omitempty"` // by workers.drain
+	Late       bool    `json:"late,omitempty"` // gets nothing until it answers, see --busy-after
 	Uptime     float64 `json:"uptime_seconds,omitempty"`
 	Handoffs   uint64  `json:"handoffs"`
 	Acks       uint64  `json:"acks"`
