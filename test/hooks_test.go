@@ -239,3 +239,17 @@ func TestHooksAsProcess1(t *testing.T) {
 		t.Errorf("%v", bad)
 	}
 }
+
+// Over the control socket it is heard, too, when all that is left to wait for is a hook.
+func TestStopNowDuringTheLastHooks(t *testing.T) {
+	t.Parallel()
+	h := newHookFile(t)
+	m := harness.Start(t, harness.Options{Control: true, Args: []string{"--workers", "1", "--hook-timeout", "off",
+		"--hook-worker-exit", h.says("exit") + "; sleep 1000"}})
+	m.Signal(syscall.SIGTERM)
+	h.wait(1)
+	if c := m.Ctl("stop", "--now"); c.Code != 0 {
+		t.Errorf("%+v", c)
+	}
+	m.WaitExit()
+}

@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rrd/test/harness"
 	"rrd/test/load"
@@ -286,4 +289,64 @@ func environOf(t *testing.T, pid int) []string {
 		t.Fatal(err)
 	}
 	return strings.Split(string(text), "\x00")
+}
+
+// HUP waits for a worker that is being restarted.
+func TestReloadDuringARestart(t *testing.T) {
+	t.Parallel()
+	h := newHookFile(t)
+	closed := filepath.Join(t.TempDir(), "closed") // as long as it is there, no worker starts
+	hook := h.says("spawn") + "; while [ -e " + closed + " ]; do sleep 0.01; done"
+	c := startConfigured(t, harness.Options{Control: true}, fmt.Sprintf("workers = 2\ncanary-time = \"off\"\nhook-before-spawn = %q\n", hook))
+	if err := os.WriteFile(closed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan harness.Ctl, 1)
+	go func() { done <- c.Ctl("workers", "restart", "0") }() // waited for below
+	h.wait(3)                                                // two of them at the start
+	c.Signal(syscall.SIGHUP)
+	if err := os.Remove(closed); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-done; r.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+	c.Wait(harness.Named("reload.done"))
+	if bad := c.Events(harness.Named("reload.failed")); len(bad) > 0 {
+		t.Errorf("%v", bad)
+	}
+	if s := c.AllReady(); s.Workers[1].Generation < 2 {
+		t.Errorf("%+v", s.Workers)
+	}
+}
+
+// rrd wants two threads for itself, and auto says the same number of workers before and
+// after a reload.
+func TestAutoOnOneProcessor(t *testing.T) {
+	t.Parallel()
+	c := startConfigured(t, harness.Options{Wrap: []string{"taskset", "-c", firstProcessor(t)}}, "workers = \"auto\"\ncanary-time = \"off\"\n")
+	for range 2 {
+		if s := c.AllReady(); s.Desired != 1 {
+			t.Errorf("%d workers", s.Desired)
+		}
+		if why := c.reload(); why != "" {
+			t.Error(why)
+		}
+	}
+}
+
+// firstProcessor is one that this process may run on.
+func firstProcessor(t *testing.T) string {
+	t.Helper()
+	var allowed unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(allowed) * 64 {
+		if allowed.IsSet(n) {
+			return strconv.Itoa(n)
+		}
+	}
+	t.Fatal("this process may run nowhere")
+	return ""
 }
