@@ -417,27 +417,22 @@ func TestCumulative(t *testing.T) {
 	}
 }
 
-// TestGoroutinesWithoutTheHelpers that gathering itself starts: their number depends on
-// time, and whoever watches go_goroutines for a leak would see it.
-func TestGoroutinesWithoutTheHelpers(t *testing.T) {
+// TestRuntimeIsGatheredAlone: any other collector in its registry brings goroutines, of
+// which go_goroutines would tell.
+func TestRuntimeIsGatheredAlone(t *testing.T) {
 	e := New(Config{Source: fixed(fullSnapshot())})
-	const gathers = 300
-	seen, most := map[float64]int{}, 0
-	for range gathers {
-		families, err := e.Gatherer().Gather()
-		if err != nil {
-			t.Fatal(err)
+	for name, r := range map[string]struct {
+		registry *prometheus.Registry
+		runtime  bool
+	}{"runtime": {e.runtime, true}, "reg": {e.reg, false}} {
+		families, err := r.registry.Gather()
+		if err != nil || len(families) == 0 {
+			t.Errorf("%s: %d families, %v", name, len(families), err)
 		}
 		for _, f := range families {
-			if f.GetName() == "go_goroutines" {
-				n := f.GetMetric()[0].GetGauge().GetValue()
-				seen[n]++
-				most = max(most, seen[n])
+			if strings.HasPrefix(f.GetName(), "go_") != r.runtime {
+				t.Errorf("%s has %s", name, f.GetName())
 			}
 		}
-	}
-	// One helper of the gather before may still be ending.
-	if most < gathers*9/10 {
-		t.Errorf("numbers of goroutines, and how often they were seen: %v", seen)
 	}
 }
