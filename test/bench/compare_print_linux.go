@@ -92,7 +92,9 @@ func (c *contestant) failures(phase string) string {
 	return text
 }
 
-// compared are the ratios that another run must find again.
+// compared are the ratios that another run must find again. Of open loops that is the
+// median: what the machine does beside makes their p99, which is among the figures, and
+// runs of two days had 0.89 and 1.90 for the same code.
 var compared = []struct {
 	title, phase string
 	of           func(result) float64
@@ -101,8 +103,7 @@ var compared = []struct {
 	{"master's CPU, peak", "peak", meaningful(cpu)},
 	{"all CPU, peak", "peak", allCPU},
 	{"p99, peak", "peak", tail},
-	{"p99, 30 %", "30", tail},
-	{"p99, 70 %", "70", tail},
+	{"p50, 30 %", "30", half},
 	{"p99, slow", "slow", tail},
 	{"all CPU, long", "long", allCPU},
 	{"bytes/s, long", "long", rate},
