@@ -44,6 +44,7 @@ func init() {
 		{"F50", privilegeDrop},
 		{"F51", metricsAbuse},
 		{"F52", sharedDeath},
+		{"F53", hosts},
 	}...)
 }
 

@@ -48,3 +48,27 @@ func TestDocumentedFirstService(t *testing.T) {
 		}
 	}
 }
+
+// What the page tells of HAProxy is read by HAProxy; F53 runs the like.
+func TestDocumentedHAProxy(t *testing.T) {
+	t.Parallel()
+	haproxy := findHAProxy(t)
+	page, err := os.ReadFile(filepath.Join("..", "docs", "operation.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, backend, found := strings.Cut(string(page), "\nbackend app\n")
+	backend, _, closed := strings.Cut(backend, "\n```\n")
+	if !found || !closed {
+		t.Fatal("docs/operation.md has no backend app")
+	}
+	file := filepath.Join(t.TempDir(), "haproxy.cfg")
+	text := "defaults\n\ttimeout connect 1s\n\ttimeout client 1s\n\ttimeout server 1s\n" +
+		"frontend front\n\tmode tcp\n\tbind " + harness.Host() + ":8080\n\tdefault_backend app\nbackend app\n" + backend + "\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(haproxy, "-c", "-f", file).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
