@@ -120,7 +120,7 @@ func TestReloadRefused(t *testing.T) {
 	t.Parallel()
 	web := harness.Host() + ":0"
 	base := fmt.Sprintf("workers = 2\nlisten = [\"web=%s\"]\n", web)
-	c := startConfigured(t, harness.Options{Listen: []string{}}, base)
+	c := startConfigured(t, harness.Options{Listen: []string{}, Control: true}, base)
 	before := c.pids()
 	for text, says := range map[string]string{
 		base + "wrokers = 3\n":                                                              "wrokers",
@@ -129,6 +129,7 @@ func TestReloadRefused(t *testing.T) {
 		base + "policy = \"none\"\n":                                                        "--policy",
 		base + "worker-output = \"json\"\n":                                                 "--worker-output",
 		base + "queue-limit = 1000000\n":                                                    "open files",
+		base + "command = [\"sleep\", \"1\"]\n":                                             "needs a restart",
 		base + "chdir = \"/no/such/place\"\n":                                               "--chdir",
 		fmt.Sprintf("workers = 2\nlisten = [\"www=%s\"]\n", web):                            "another name",
 		fmt.Sprintf("workers = 2\nlisten = [\"web=%s\", \"fd:9\"]\n", web):                  "needs a restart",
@@ -138,12 +139,15 @@ func TestReloadRefused(t *testing.T) {
 		if why := c.reload(); !strings.Contains(why, says) || strings.Contains(why, "\n") {
 			t.Errorf("%q: %q, want %q", text, why, says)
 		}
+		if r := c.Ctl("config", "check", c.path); r.Code != 1 || !strings.Contains(r.Err, says) {
+			t.Errorf("%q: config check: %+v, want %q", text, r, says)
+		}
 		if now := c.pids(); !slices.Equal(now, before) {
 			t.Errorf("%q: workers %v, were %v", text, now, before)
 		}
 	}
 	text, samples := c.Metrics()
-	if samples["rrd_config_last_reload_successful"] != 0 || samples[`rrd_reloads_total{kind="config",result="error"}`] != 10 {
+	if samples["rrd_config_last_reload_successful"] != 0 || samples[`rrd_reloads_total{kind="config",result="error"}`] != 11 {
 		t.Error(text)
 	}
 	_, status, err := c.Get("/status.json")

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"rrd/cmd/internal/control"
 	"rrd/dispatcher"
 )
 
@@ -169,8 +170,8 @@ func (c *config) checkControl() error {
 	if c.Control == "auto" || c.Control == "off" {
 		return nil
 	}
-	if _, err := os.Stat(filepath.Dir(c.Control)); err != nil {
-		return c.bad("control", c.Control, fmt.Sprintf("cannot be made in its directory: %v", reason(err)))
+	if err := control.Check(c.Control); err != nil {
+		return located("control", c.origin("control"), err)
 	}
 	return nil
 }

@@ -53,10 +53,11 @@ func (m *master) CheckConfig(path string) (control.Config, error) {
 	if err != nil {
 		return control.Config{}, err
 	}
-	for _, step := range []func() error{c.checkDirectory, c.checkCommand, func() error { return c.checkNewAddresses(m.current()) }, func() error { return fitBudget(c) }} {
-		if err := step(); err != nil {
-			return control.Config{}, err
-		}
+	if _, err := m.compare(c); err != nil {
+		return control.Config{}, err
+	}
+	if err := c.checkNewAddresses(m.current()); err != nil {
+		return control.Config{}, err
 	}
 	return c.described(), nil
 }

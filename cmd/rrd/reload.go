@@ -101,9 +101,9 @@ func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) 
 	defer m.notify.reloading(m.statusText)()
 	m.reloads.rolling.Lock()
 	defer m.reloads.rolling.Unlock()
-	next, err := m.readAgain()
+	next, diff, err := m.readAgain()
 	if err == nil {
-		err = m.follow(ctx, next, progress)
+		err = m.follow(ctx, next, diff, progress)
 	}
 	m.noteReload(err)
 	if err != nil {
@@ -138,14 +138,21 @@ func (m *master) reloadCounts() metrics.Reloads {
 }
 
 // readAgain reads and checks the configuration; nothing is changed.
-func (m *master) readAgain() (*config, error) {
+func (m *master) readAgain() (*config, *listenerDiff, error) {
 	if m.stopping.Load() || m.duck.drains() {
-		return nil, errors.New("rrd is being stopped")
+		return nil, nil, errors.New("rrd is being stopped")
 	}
 	next, _, err := parseConfig(m.args, m.environ)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	diff, err := m.compare(next)
+	return next, diff, err
+}
+
+// compare says how the listeners of next differ, or why this master cannot become what
+// next says. Whether its new addresses can be had is not looked at.
+func (m *master) compare(next *config) (*listenerDiff, error) {
 	now := m.current()
 	for _, name := range frozenSettings {
 		if was, is := now.settings[name].values, next.settings[name].values; !slices.Equal(was, is) {
@@ -167,20 +174,19 @@ func (m *master) readAgain() (*config, error) {
 	for i := range next.Listen {
 		next.Listen[i].File = nil // an fd: listener that stays is open already
 	}
+	diff, err := diffListeners(now.Listen, next.Listen)
+	if err != nil {
+		return nil, located("listen", next.origin("listen"), err)
+	}
 	wanted := next.Workers
 	next.Workers = max(next.Workers, m.pool.Snapshot().Desired)
-	err = fitBudget(next)
-	next.Workers = wanted
-	return next, err
+	defer func() { next.Workers = wanted }()
+	return diff, fitBudget(next)
 }
 
 // follow makes the master what next says.
-func (m *master) follow(ctx context.Context, next *config, progress func(pool.RollEvent)) error {
+func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, progress func(pool.RollEvent)) error {
 	was := m.current()
-	diff, err := diffListeners(was.Listen, next.Listen)
-	if err != nil {
-		return located("listen", next.origin("listen"), err)
-	}
 	opened, infos, err := m.openListeners(diff.open)
 	if err != nil {
 		return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), next.origin("listen"))

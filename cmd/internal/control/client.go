@@ -136,7 +136,13 @@ func Find(ctx context.Context, getenv func(string) string) (live []string, skipp
 			}
 			continue
 		}
-		if err := checkDirectory(dir); err != nil {
+		// Root asks the masters of all users: a service with a user of its own has such a
+		// directory from systemd.
+		resolved, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			err = checkDirectory(resolved, os.Geteuid() == 0)
+		}
+		if err != nil {
 			skipped = append(skipped, err)
 			continue
 		}

@@ -63,11 +63,45 @@ func Listen(path string, uids []int) (*Listener, error) {
 	return l, nil
 }
 
-func listen(path string, uids []int) (*Listener, error) {
-	if len(path) > maxPath {
-		return nil, fmt.Errorf("the path has %d bytes, and a socket's may have %d", len(path), maxPath)
+// Check says why Listen would refuse path, as far as that can be told without making or
+// removing anything: it does not ask whether a socket there is served.
+func Check(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("make control socket: %w", err)
 	}
-	if err := checkDirectory(filepath.Dir(path)); err != nil {
+	resolved, err := resolve(path)
+	if err == nil {
+		var info os.FileInfo
+		if info, err = os.Lstat(resolved); err == nil {
+			err = checkKind(info)
+		} else if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make control socket %s: %w", path, err)
+	}
+	return nil
+}
+
+// resolve returns path without links in its directory, for whoever owns one could point it
+// elsewhere later, and checks both.
+func resolve(path string) (string, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, filepath.Base(path))
+	if len(path) > maxPath {
+		return "", fmt.Errorf("the path has %d bytes, and a socket's may have %d", len(path), maxPath)
+	}
+	return path, checkDirectory(dir, false)
+}
+
+func listen(path string, uids []int) (*Listener, error) {
+	path, err := resolve(path)
+	if err != nil {
 		return nil, err
 	}
 	lock, err := acquire(path + ".lock")
@@ -116,8 +150,8 @@ func makeWay(path string, uids []int) error {
 	if err != nil {
 		return err
 	}
-	if info.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("it exists and is %s: remove it, or choose another path", kindOf(info))
+	if err := checkKind(info); err != nil {
+		return err
 	}
 	if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() && (len(uids) == 0 || owner != uids[0]) {
 		return fmt.Errorf("it exists and is a socket of uid %d: remove it, or choose another path", owner)
@@ -131,6 +165,13 @@ func makeWay(path string, uids []int) error {
 		return fmt.Errorf("%w: stop it, or choose another path", ErrInUse)
 	}
 	return os.Remove(path)
+}
+
+func checkKind(info os.FileInfo) error {
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("it exists and is %s: remove it, or choose another path", kindOf(info))
+	}
+	return nil
 }
 
 func kindOf(info os.FileInfo) string {
@@ -157,19 +198,16 @@ func ownerOf(info os.FileInfo) int {
 }
 
 // checkDirectory refuses a directory in which others could put things in our way,
-// or whose own name they could give to another.
-func checkDirectory(dir string) error {
-	dir, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
+// or whose own name they could give to another. dir has no links. anyOwner allows it to
+// belong to whomever whoever made the directories above has given it.
+func checkDirectory(dir string, anyOwner bool) error {
 	info, err := os.Stat(dir)
 	switch {
 	case err != nil:
 		return err
 	case !info.IsDir():
 		return fmt.Errorf("%s is no directory", dir)
-	case ownerOf(info) != 0 && ownerOf(info) != os.Geteuid():
+	case !anyOwner && ownerOf(info) != 0 && ownerOf(info) != os.Geteuid():
 		return fmt.Errorf("the directory %s belongs to uid %d, neither to root nor to us (uid %d): choose another", dir, ownerOf(info), os.Geteuid())
 	case info.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("the directory %s may be written to by others (mode %v): chmod go-w it, or choose another", dir, info.Mode())

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -161,6 +162,13 @@ func listing(t *testing.T, dir string) string {
 func TestF44Directories(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0))
 	base := privateDir(t)
+	check := func(t *testing.T, path, want string) {
+		t.Helper()
+		check(t, path, want)
+		if err := Check(path); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("without making it: %s: %v, want %q", path, err, want)
+		}
+	}
 	for _, x := range []struct {
 		mode os.FileMode
 		want string
@@ -181,6 +189,13 @@ func TestF44Directories(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t, filepath.Join(link, "c.sock"), x.want)
+		if x.want == "" {
+			l, err := Listen(filepath.Join(link, "c.sock"), nil)
+			if err != nil || l.Path() != filepath.Join(dir, "c.sock") {
+				t.Errorf("through a link: %+v, %v", l, err)
+			}
+			l.Close()
+		}
 	}
 	above := filepath.Join(base, "above")
 	if err := os.MkdirAll(filepath.Join(above, "own"), 0o700); err != nil {
@@ -229,10 +244,20 @@ func TestF44Foreign(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	l.Close()
+	served, err := Listen(filepath.Join(dir, SocketName), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
 	if err := os.Lchown(dir, 12345, -1); err != nil {
 		t.Fatal(err)
 	}
 	check(t, path, "belongs to uid 12345")
+	// Root asks there all the same: systemd makes such a directory for DynamicUser=.
+	live, skipped := Find(t.Context(), func(name string) string { return map[string]string{"RUNTIME_DIRECTORY": dir}[name] })
+	if !slices.Contains(live, served.Path()) || len(skipped) > 0 {
+		t.Errorf("%v, %v", live, skipped)
+	}
 }
 
 // stale leaves a socket that nobody serves.
