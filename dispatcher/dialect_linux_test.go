@@ -110,6 +110,40 @@ func TestHangingUpIsNoFault(t *testing.T) {
 	}
 }
 
+// An ack can wait in the process behind a message of the program's own, which serves the
+// connection meanwhile: it is not served again.
+func TestServedBeforeTheAckIsNotServedAgain(t *testing.T) {
+	for name, tt := range map[string]struct {
+		worker func(h handed)
+		again  bool
+	}{
+		"untouched": {func(handed) {}, true},
+		"a byte was read": {func(h handed) {
+			var b [1]byte
+			_, _ = unix.Read(h.fd.Num(), b[:])
+		}, false},
+		"a byte was written": {func(h handed) { _, _ = unix.Write(h.fd.Num(), []byte("x")) }, false},
+		"shut down":          {func(h handed) { _ = unix.Shutdown(h.fd.Num(), unix.SHUT_RDWR) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepped(t, Config{Configured: true})
+			ln := s.listen("web")
+			a, _ := s.speaking(handoff.Traits{HangsUp: true, NoClosed: true, Untouched: true})
+			a.ready(ln)
+			s.client(ln)
+			s.settle()
+			a.mustGet(1)
+			tt.worker(a.has[0])
+			a.die(Removal{Blame: true})
+			b := s.serving(ln)
+			got := clientsOf(b)
+			if st := s.stats("web"); (len(got) == 1) != tt.again || (st.Acked == 0) != tt.again {
+				t.Errorf("given to another: %v, want %v; %+v", got, tt.again, st)
+			}
+		})
+	}
+}
+
 // BYE of a worker that hangs up says that it leaves of its own accord: it gets
 // nothing more and its answers count.
 func TestLeavingOfItsOwnAccord(t *testing.T) {

@@ -374,6 +374,10 @@ func (l *loop) remove(worker uint64, how Removal) {
 	l.recall(k, RedispatchWorkerExit, false)
 	l.lastAnswers(k)
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.workers[k.idx].flying.head {
+		if k.traits.Untouched && touched(l.socks[c].fd) {
+			l.acked(k, c) // the ack was behind what its program sent itself, and died with it
+			continue
+		}
 		k.stats.Failures[FailWorkerExit]++
 		if how.Blame && !k.traits.Untouched {
 			l.socks[c].deaths++

@@ -39,6 +39,14 @@ func untouched(d handoff.FD) bool {
 	return false
 }
 
+// touched reports whether somebody has read from or written to a connection, as far as
+// that can be told: of TCP, and not once the client has reset it.
+func touched(d handoff.FD) bool {
+	const tcpClose = 7
+	ti, err := unix.GetsockoptTCPInfo(d.Num(), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && ti.State != tcpClose && !untouched(d)
+}
+
 // doNotLinger makes closing a socket never wait. What is still to be sent is sent
 // all the same.
 func doNotLinger(d handoff.FD) {

@@ -38,7 +38,8 @@ type Traits struct {
 	// HangsUp: it ends the conversation by closing its end, and then ends by
 	// itself; BYE says before that it is leaving of its own accord.
 	HangsUp bool
-	// Untouched: what it has not answered its program has never seen, so its
-	// death is not put down to that.
+	// Untouched: what it has not answered its program has not seen, so its death is not
+	// put down to that. It may have all the same, where the answer waits in the process
+	// behind a message of the program's own: whether somebody has read or written tells.
 	Untouched bool
 }

@@ -133,7 +133,7 @@ func TestReloadRefused(t *testing.T) {
 		base + "chdir = \"/no/such/place\"\n":                                               "--chdir",
 		fmt.Sprintf("workers = 2\nlisten = [\"www=%s\"]\n", web):                            "another name",
 		fmt.Sprintf("workers = 2\nlisten = [\"web=%s\", \"fd:9\"]\n", web):                  "needs a restart",
-		fmt.Sprintf("workers = 2\nlisten = [\"web=%s\", \"x=%s\"]\n", web, c.MetricsAddr()): "stop whoever is there",
+		fmt.Sprintf("workers = 2\nlisten = [\"web=%s\", \"x=%s\"]\n", web, c.MetricsAddr()): "stop whoever",
 	} {
 		c.write(text)
 		if why := c.reload(); !strings.Contains(why, says) || strings.Contains(why, "\n") {
