@@ -103,7 +103,7 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		if k.state == handoff.Starting {
 			k.state = handoff.Serving
 		}
-		l.settleAsked(k)
+		l.releaseSoon(k)
 		l.sayReady(k)
 		l.review(k)
 	case handoff.Listen:

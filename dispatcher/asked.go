@@ -227,6 +227,9 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 	if k.settleAt != 0 {
 		k.settleAt = l.now + settleAfter
 	}
+	if k.releaseAt != 0 {
+		k.releaseAt = l.now + settleAfter
+	}
 	if len(ln.bySlot) > 0 {
 		l.reviewSlots()
 	}
@@ -292,14 +295,11 @@ func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *R
 	}
 }
 
-// bindWithRights refuses what the worker could not do itself.
+// bindWithRights refuses what the worker could not do itself. Without rights of its own
+// it has the master's, and the system judges.
 func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket, error) {
 	if network != "unix" {
-		uid := os.Geteuid()
-		if r != nil {
-			uid = r.UID
-		}
-		if ap, err := parseInet(address); err == nil && uid != 0 && ap.Port() > 0 && ap.Port() < 1024 {
+		if ap, err := parseInet(address); err == nil && r != nil && r.UID != 0 && ap.Port() > 0 && ap.Port() < 1024 {
 			return nil, fmt.Errorf("port %d is below 1024 and this worker is not root: %w", ap.Port(), syscall.EACCES)
 		}
 		return bindSocket(network, address, o)
@@ -352,6 +352,7 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 		}
 		switch {
 		case err != nil:
+			w.k.listens-- // it has nothing of it, and may try again
 			l.refuse(w.k, w.r, err)
 		case a.ln.shared && !a.ln.lendTo(w.k.slot).Valid():
 			a.waiting = append(a.waiting, w) // its slot's socket is still to be made
@@ -423,9 +424,29 @@ func (l *loop) leaveAsked(k *link) {
 	}
 }
 
-// settleAsked: a worker is ready. What its predecessor used and it has not asked
-// for, its slot uses no longer.
-func (l *loop) settleAsked(k *link) { l.releaseAsked(k.slot) }
+// releaseSoon: a worker is ready. What its dead predecessor used, its slot uses no longer
+// if it has not asked for that either when it has asked for nothing new for settleAfter:
+// programs open one listener after another, and are ready with the first.
+func (l *loop) releaseSoon(k *link) {
+	for _, a := range l.asked {
+		if id, ok := a.users[k.slot]; ok && id == 0 {
+			k.releaseAt = l.now + settleAfter
+			l.releasing = append(l.releasing, k)
+			return
+		}
+	}
+}
+
+func (l *loop) release() {
+	l.releasing = slices.DeleteFunc(l.releasing, func(k *link) bool {
+		due := k.releaseAt <= l.now
+		if due {
+			k.releaseAt = 0
+			l.releaseAsked(k.slot)
+		}
+		return due
+	})
+}
 
 func (l *loop) forgetSlot(slot int) {
 	l.retireSlot(slot)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -249,6 +250,48 @@ func TestASuccessorThatDoesNotWantItEndsIt(t *testing.T) {
 	q.k.slot = p.k.slot
 	q.say(readyFrame)
 	s.until("it is closed", func() bool { return s.heard("closed ") })
+}
+
+// A program opens one listener after the other and is ready with the first: those that its
+// dead predecessor had stay open, and who waits there waits.
+func TestASuccessorAsksForMoreAfterItIsReady(t *testing.T) {
+	for _, asks := range []bool{true, false} {
+		s := newStepped(t, Config{})
+		first, second := freePort(t), freePort(t)
+		p := s.peer()
+		p.ask(1, "tcp", first, 0)
+		p.answered(1)
+		p.ask(2, "tcp", second, 0)
+		ln := s.byAddress(p.answered(2))
+		p.say(readyFrame)
+		s.settle()
+		p.die(Removal{Blame: true})
+		s.client(ln)
+		q := s.peer()
+		q.k.slot = p.k.slot
+		q.ask(1, "tcp", first, 0)
+		q.answered(1)
+		q.say(readyFrame)
+		s.settle()
+		s.pass(time.Duration(settleAfter) / 2)
+		s.step()
+		if s.heard("closed") {
+			t.Fatal(s.told)
+		}
+		if asks {
+			q.ask(2, "tcp", second, 0)
+			q.answered(2)
+			s.until("who waited is served", func() bool { q.hear(); return slices.Equal(clientsOf(q), []int{1}) })
+			s.pass(2 * time.Duration(settleAfter))
+			s.step()
+			if s.heard("closed") {
+				t.Error(s.told)
+			}
+			continue
+		}
+		s.pass(time.Duration(settleAfter))
+		s.until("it is closed", func() bool { return s.heard("closed") })
+	}
 }
 
 func TestTheAskerDiesWhileItIsBeingBound(t *testing.T) {

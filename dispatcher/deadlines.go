@@ -36,6 +36,9 @@ func (l *loop) nextDeadline() int64 {
 	for _, k := range l.settling {
 		sooner(k.settleAt)
 	}
+	for _, k := range l.releasing {
+		sooner(k.releaseAt)
+	}
 	if len(l.retries) > 0 || l.refsUntil > l.now && l.table.waiting > 0 {
 		sooner(l.refsUntil)
 	}
@@ -115,6 +118,9 @@ func (l *loop) deadlines() {
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0
 		l.watchAll()
+	}
+	if len(l.releasing) > 0 {
+		l.release()
 	}
 	if len(l.settling) > 0 {
 		l.settle()

@@ -323,6 +323,26 @@ func TestOnlyListenersThatAreOpenCount(t *testing.T) {
 	s.mustHear("broke 1 more than 64 LISTENs")
 }
 
+// Nor does what the system refuses: programs try a port that is taken again and again.
+func TestListensThatCannotBeBoundDoNotCount(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	s := newStepped(t, Config{})
+	a := s.peer()
+	for seq := range uint64(maxListens + 10) {
+		a.ask(seq, "tcp", taken.Addr().String(), 0)
+		if f := a.answered(seq); syscall.Errno(f.Arg) != unix.EADDRINUSE {
+			t.Fatalf("%+v", f)
+		}
+	}
+	if s.heard("broke") {
+		t.Error(s.told)
+	}
+}
+
 func TestExactAndMappedAddresses(t *testing.T) {
 	s := newStepped(t, Config{Configured: true})
 	web := s.open(ListenerConfig{Name: "web", Network: "tcp4", Address: "127.0.0.1:0", As: 3000, UID: -1, GID: -1})

@@ -46,6 +46,7 @@ type link struct {
 	joinedAt     []uint64 // by listenerID: handoffs when LISTENING was said last
 	pings        uint64
 	settleAt     int64   // ready then, also without its predecessor's listeners
+	releaseAt    int64   // what it has not asked for is not held for its slot any more; 0: nothing is
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
 	pause        int64   // after its next reject, where it says no AGAIN
 	lateSince    int64
@@ -398,6 +399,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 	l.forgetLate(k)
 	l.healths = slices.DeleteFunc(l.healths, func(h *link) bool { return h == k })
 	l.settling = slices.DeleteFunc(l.settling, func(o *link) bool { return o == k })
+	l.releasing = slices.DeleteFunc(l.releasing, func(o *link) bool { return o == k })
 	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k })
 	l.table.removeWorker(k.idx)
 	l.links[k.idx] = nil

@@ -47,6 +47,7 @@ type loop struct {
 	healths   []*link // whose health is to be told
 	late      []*link
 	settling  []*link // ready, but for their predecessor's listeners
+	releasing []*link // ready, and may ask yet for what their dead predecessor had
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed
 	defunct   int     // closed listeners with connections that are still to be answered

@@ -302,6 +302,11 @@ func (l *loop) restoreRest(s *State) error {
 		}
 		l.settling = append(l.settling, k)
 	}
+	for _, k := range l.links {
+		if k != nil && k.ready && !k.gone && k.state == handoff.Serving {
+			l.releaseSoon(k)
+		}
+	}
 	return nil
 }
 
