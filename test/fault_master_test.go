@@ -411,6 +411,24 @@ func logSink(t *testing.T, f form) {
 	}
 }
 
+// Nor does a log that nobody reads keep rrd from ending, with the reason or without.
+func TestEndsWithABlockedLog(t *testing.T) {
+	t.Parallel()
+	log := unread(t)
+	fd := int(log.Fd()) // once: it makes the pipe block
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for err := error(nil); err == nil; {
+		_, err = syscall.Write(fd, make([]byte, 4096))
+	}
+	if err := syscall.SetNonblock(fd, false); err != nil { // the master has the flag, too
+		t.Fatal(err)
+	}
+	harness.Run(t, harness.Options{Args: []string{"--workers", "1"}, Command: []string{"false"}, NoMetrics: true, ExitCode: 3,
+		Wrap: []string{"sh", "-c", `exec "$@" 2>&3 3>&-`, "sh"}, Files: []*os.File{log}})
+}
+
 func TestF40Starved(t *testing.T) { t.Parallel(); starved(t, form{}) }
 
 // A fifth of a core for master, workers and some that only burn it: slow, but

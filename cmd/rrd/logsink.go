@@ -97,3 +97,21 @@ func (s *logSink) close() {
 	s.closed.Store(true)
 	s.ask(logLine{writtenC: make(chan struct{}), end: true}, logLinger)
 }
+
+// writeInTime writes what a process says last, and waits for a pipe that nobody reads no
+// longer than for the log: it is to end all the same.
+func writeInTime(w io.Writer, text string) {
+	doneC := make(chan struct{})
+	go writeText(w, text, doneC) // ends with its write, or with the process
+	timer := time.NewTimer(logLinger)
+	defer timer.Stop()
+	select {
+	case <-doneC:
+	case <-timer.C:
+	}
+}
+
+func writeText(w io.Writer, text string, doneC chan<- struct{}) {
+	_, _ = io.WriteString(w, text)
+	close(doneC)
+}

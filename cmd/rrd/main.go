@@ -67,6 +67,6 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 
 // fail prints the one line that every error is.
 func fail(w io.Writer, code int, err error) int {
-	fmt.Fprintf(w, "rrd: %s\n", oneLine(err.Error()))
+	writeInTime(w, fmt.Sprintf("rrd: %s\n", oneLine(err.Error())))
 	return code
 }

@@ -300,10 +300,12 @@ func (m *master) closeDispatcher() {
 
 // printLastWords marks each line, so that none can pass for one of rrd's own.
 func printLastWords(stderr io.Writer, words string) {
-	fmt.Fprintln(stderr, "rrd: the last words of that worker:")
+	var b strings.Builder
+	b.WriteString("rrd: the last words of that worker:\n")
 	for line := range strings.Lines(words) {
-		fmt.Fprintf(stderr, "rrd: | %s\n", plain(strings.TrimRight(line, "\r\n")))
+		fmt.Fprintf(&b, "rrd: | %s\n", plain(strings.TrimRight(line, "\r\n")))
 	}
+	writeInTime(stderr, b.String())
 }
 
 // listen opens what --listen names.

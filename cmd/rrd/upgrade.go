@@ -413,7 +413,7 @@ func resume(args, environ []string, stdout, stderr *os.File) int {
 	if again {
 		return fail(stderr, exitFailure, fmt.Errorf("go back to the old program: %w", err))
 	}
-	fmt.Fprintf(stderr, "rrd: upgrade failed, going back: %s\n", oneLine(err.Error()))
+	writeInTime(stderr, fmt.Sprintf("rrd: upgrade failed, going back: %s\n", oneLine(err.Error())))
 	err = execBack(stateFD, oldFD, append([]string{os.Args[0]}, args...), environ, s, err)
 	return fail(stderr, exitFailure, fmt.Errorf("go back to the old program: %w", err))
 }
