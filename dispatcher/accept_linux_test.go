@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -174,4 +175,25 @@ func TestWhatWaitsIsToldOnceASecondAndWhy(t *testing.T) {
 		t.Errorf("%d times of %q", n, s.told)
 	}
 	s.mustHear("waiting web 1: no ready worker serves this listener")
+}
+
+// What the kernel has dropped is told of closed sockets, too.
+func TestDropsOfAClosedSocketCount(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	ln := s.open(ListenerConfig{Name: "web", Network: "tcp4", Address: "127.0.0.1:0", Backlog: 1, UID: -1, GID: -1})
+	port := netip.MustParseAddrPort(ln.addr).Port()
+	s.until("the kernel drops", func() bool {
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(c) })
+		_ = unix.Connect(c, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(port)})
+		return kernelDrops(ln.sock.fd.Num()) > 0
+	})
+	before := s.stats("web").KernelDrops
+	ln.closeSockets()
+	if after := s.stats("web").KernelDrops; before == 0 || after < before {
+		t.Errorf("%d, before %d", after, before)
+	}
 }

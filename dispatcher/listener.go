@@ -354,9 +354,17 @@ func (ln *listener) sockets() []*socket {
 
 func (ln *listener) closeSockets() {
 	for _, s := range ln.sockets() {
-		_ = s.close()
+		ln.closeSocket(s)
 	}
 	ln.sock, ln.bySlot = nil, nil
+}
+
+// closeSocket keeps what the kernel has counted of a socket: a counter never falls.
+func (ln *listener) closeSocket(s *socket) {
+	if s.tcp() {
+		ln.stats.KernelDrops += kernelDrops(s.fd.Num())
+	}
+	_ = s.close()
 }
 
 // addLive adds what is not counted but is so now.

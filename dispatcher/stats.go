@@ -131,7 +131,7 @@ type ListenerStats struct {
 	Paused                   bool
 	KernelQueue, KernelLimit uint32 // of the listening TCP sockets, summed
 	KernelKnown              bool
-	KernelDrops              uint64 // since the sockets were opened
+	KernelDrops              uint64 // of all sockets that it has had
 }
 
 // Lawful reports whether the law holds, and what is missing if not.

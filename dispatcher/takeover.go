@@ -82,7 +82,7 @@ func (l *loop) dueOrphans() {
 				return false
 			}
 			l.giveBack(ln, s)
-			_ = s.close()
+			ln.closeSocket(s.socket)
 			return true
 		})
 	}
