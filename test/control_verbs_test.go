@@ -51,6 +51,7 @@ func ctlStatus(t *testing.T, m *harness.Master) (s struct {
 	Ready    bool
 	Draining bool
 	Reason   string
+	Limit    int `json:"queue_limit"`
 	Desired  int `json:"workers_desired"`
 	Reload   *struct {
 		OK    bool

@@ -354,3 +354,43 @@ func firstProcessor(t *testing.T) string {
 	t.Fatal("this process may run nowhere")
 	return ""
 }
+
+// A reload that fails leaves the level that rrdctl has set, too.
+func TestFailedReloadKeepsTheLogLevel(t *testing.T) {
+	t.Parallel()
+	base := "workers = 1\ncanary-time = \"off\"\n"
+	c := startConfigured(t, harness.Options{Control: true}, base)
+	if r := c.Ctl("log-level", "debug"); r.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+	c.write(base + "log-level = \"warn\"\nhook-before-spawn = \"false\"\n")
+	if why := c.reload(); !strings.Contains(why, "before-spawn") {
+		t.Error(why)
+	}
+	if r := c.Ctl("log-level"); r.Out != "debug\n" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Where the default limits were lowered for the limit of open files, more workers lower
+// them further, also after an upgrade, and fewer give it back.
+func TestResizeWithFewDescriptors(t *testing.T) {
+	t.Parallel()
+	m := harness.Start(t, harness.Options{Control: true, Args: []string{"--workers", "1", "--policy", "rr"},
+		Wrap: []string{"/bin/sh", "-c", `ulimit -n 512; exec "$0" "$@"`}})
+	limit := func() int { return ctlStatus(t, m).Limit }
+	first := limit()
+	done(t, m, "workers", "inc")
+	second := limit()
+	done(t, m, "upgrade")
+	done(t, m, "workers", "inc")
+	if third := limit(); first >= 4096 || second >= first || third >= second || third < 16 {
+		t.Errorf("the queue's limit was %d, then %d, then %d", first, second, third)
+	}
+	refused(t, m, 1, "raise it (ulimit -n", "workers", "set", "100")
+	done(t, m, "workers", "set", "1")
+	if last := limit(); last != first {
+		t.Errorf("the queue's limit is %d, was %d", last, first)
+	}
+	m.Rebase() // after an upgrade
+}

@@ -65,6 +65,12 @@ func takeActivationFrom(environ []string, pid, firstFD int) *activation {
 		a.problem = fmt.Sprintf("LISTEN_PID is %q, but this is process %d: what stands between the socket unit and rrd must start it with exec", env["LISTEN_PID"], pid)
 		return a
 	}
+	for fd := firstFD; fd < firstFD+n; fd++ {
+		if !passed(fd) {
+			a.problem = fmt.Sprintf("LISTEN_FDS is %q, but descriptor %d was not passed to rrd: whoever sets it must pass so many, from %d", fds, fd, firstFD)
+			return a
+		}
+	}
 	var names []string
 	if env["LISTEN_FDNAMES"] != "" {
 		names = strings.Split(env["LISTEN_FDNAMES"], ":")
@@ -79,6 +85,13 @@ func takeActivationFrom(environ []string, pid, firstFD int) *activation {
 		a.files[fd] = os.NewFile(uintptr(fd), "fd:"+a.names[fd])
 	}
 	return a
+}
+
+// passed reports whether fd can be of somebody else: what has no file type is the poller
+// of Go's runtime, or the like, which took a number that nobody had.
+func passed(fd int) bool {
+	var st syscall.Stat_t
+	return syscall.Fstat(fd, &st) == nil && st.Mode&syscall.S_IFMT != 0
 }
 
 // claim gives each listener of network "fd" its descriptor, which the listener

@@ -48,15 +48,17 @@ func (c *config) fit(limit int) error {
 	return nil
 }
 
-// mayResize refuses a number of workers that the descriptors do not reach for.
-func (c *config) mayResize(_, to int) error {
-	var r syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
-		return fmt.Errorf("read the limit of open files: %w", err)
+// mayResize refuses a number of workers that the descriptors do not reach for, and lowers
+// limits that nobody asked for, as at the start, or gives back what that took of them.
+func (m *master) mayResize(_, to int) error {
+	m.limits.Lock()
+	defer m.limits.Unlock()
+	c := *m.current()
+	c.Workers, c.Warnings = to, nil
+	c.QueueLimit, c.RescueLimit = c.wantedQueue, c.wantedRescue
+	if err := fitBudget(&c); err != nil {
+		return fmt.Errorf("%d workers: %w", to, err)
 	}
-	need := dispatcher.FDBudget(c.Policy, c.QueueLimit, to, c.HandoffWindow, len(c.Listen), c.RescueLimit)
-	if uint64(need) > uint64(r.Cur) { //nolint:unconvert // Cur is signed on freebsd
-		return fmt.Errorf("%d workers need %d open files, and the limit is %d", to, need, r.Cur)
-	}
-	return nil
+	logWarnings(m.log, &c)
+	return m.dispatcher.SetLimits(c.dispatcherLimits())
 }

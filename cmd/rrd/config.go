@@ -50,6 +50,8 @@ type config struct {
 	HangTimeout   time.Duration
 	HangSignal    syscall.Signal // KILL, or ABRT with a KILL after StopTimeout
 	RescueLimit   int
+	// QueueLimit and RescueLimit before fitBudget.
+	wantedQueue, wantedRescue int
 	// MaxConnectionsActive is how many open connections a worker may have and
 	// still be offered more; 0 is no limit.
 	MaxConnectionsActive int
@@ -234,6 +236,7 @@ func first(name string, sources ...map[string]setValue) (setValue, bool) {
 
 // finish settles what takes more than one setting.
 func (c *config) finish(h *host) error {
+	c.wantedQueue, c.wantedRescue = c.QueueLimit, c.RescueLimit
 	c.Env = append(c.envFile, c.env...)
 	if err := c.settleProtocol(h); err != nil {
 		return err

@@ -114,7 +114,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		StopTimeout: c.StopTimeout,
 		RespawnMin:  c.RespawnMin, RespawnMax: c.RespawnMax, Restart: c.Restart, Output: m.workerOutput(),
 		Hooks: pool.Hooks{
-			Listeners: m.lend, BeforeSpawn: m.beforeSpawn, MayResize: func(from, to int) error { return m.current().mayResize(from, to) },
+			Listeners: m.lend, BeforeSpawn: m.beforeSpawn, MayResize: m.mayResize,
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
 			Orphaned: m.workerOrphaned, Exited: m.workerExited, SpawnFailed: m.spawnFailed,
 			Backoff: func(slot int, d time.Duration) {

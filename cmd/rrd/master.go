@@ -30,6 +30,7 @@ import (
 type master struct {
 	cfg     *config                 // as it was started; see current
 	live    atomic.Pointer[config]  // as the last reload left it
+	limits  sync.Mutex              // held while the dispatcher's are made those of live
 	between atomic.Pointer[between] // the roll of one; nil: none is under way
 	args    []string
 	environ []string
@@ -57,10 +58,9 @@ type master struct {
 	resumed    *resumed     // what it was made of; nil: started afresh
 	metricsLn  net.Listener // nil: none
 	sink       *logSink
-	setLevel   func(zerolog.Level) // of the log, while it runs
-	saidSilent atomic.Bool         // of a Node worker
-	lostBefore atomic.Uint64       // connections that died with their workers before the drain
-	slots      sync.Map            // of each worker, an int by its ID: for the log
+	saidSilent atomic.Bool   // of a Node worker
+	lostBefore atomic.Uint64 // connections that died with their workers before the drain
+	slots      sync.Map      // of each worker, an int by its ID: for the log
 
 	mu        sync.Mutex
 	wasReady  map[int]bool // by slot, once its first start is over
@@ -104,7 +104,6 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
 		ctl:      newControls(gate),
 		duck:     newLameDuck(),
-		setLevel: gate.set,
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
 		reloads:  reloads{wanted: newWish(), lastOK: time.Now()},

@@ -194,13 +194,16 @@ func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, p
 	logWarnings(m.log, next)
 	m.between.Store(&between{m.pool.Snapshot().Generations, was.Listen, next.Listen, diff.removed, diff.open})
 	defer m.between.Store(nil)
+	level := m.ctl.gate.get() // rrdctl may have set another than was has
 	err = m.becomes(next, diff.changed)
 	if err == nil {
 		infos = append(m.keptListeners(diff), infos...)
 		err = m.pool.Roll(m.template(next, infos), pool.RollConfig{Surge: next.Surge, Canary: max(next.CanaryTime, 0)}, m.rollProgress(progress))
 	}
 	if err != nil {
-		return errors.Join(err, m.goBack(was, diff, opened))
+		err = errors.Join(err, m.goBack(was, diff, opened))
+		m.ctl.gate.set(level)
+		return err
 	}
 	m.listeners = infos
 	m.releaseSockets(diff.removed)
@@ -236,14 +239,16 @@ func (m *master) becomes(c *config, changed []dispatcher.ListenerConfig) error {
 			return err
 		}
 	}
+	m.limits.Lock()
+	defer m.limits.Unlock()
 	if err := m.dispatcher.SetLimits(c.dispatcherLimits()); err != nil {
 		return err
 	}
 	if err := m.pool.SetLimits(c.poolLimits()); err != nil {
 		return err
 	}
-	if m.setLevel != nil && c.LogLevel != m.current().LogLevel {
-		m.setLevel(c.LogLevel)
+	if c.LogLevel != m.current().LogLevel {
+		m.ctl.gate.set(c.LogLevel)
 	}
 	m.live.Store(c)
 	return nil

@@ -120,17 +120,11 @@ func (a *app) fds() error {
 }
 
 func (a *app) trace(seconds int, file string) (err error) {
-	out := a.out
-	if file != "-" {
-		f, err := os.Create(file)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, f.Close()) }()
-		out = f
-	} else if a.json() {
+	if file == "-" && a.json() {
 		return fmt.Errorf("--file: - and -o json both want stdout: %w", errUsage)
 	}
+	out := &traceFile{path: file, stdout: a.out}
+	defer func() { err = errors.Join(err, out.Close()) }()
 	var werr error
 	raw, err := a.call(control.CmdTrace, control.TraceArgs{Seconds: seconds}, func(raw json.RawMessage) {
 		var d control.Data
@@ -151,4 +145,31 @@ func (a *app) trace(seconds int, file string) (err error) {
 	}
 	a.say("%s: %s of %s, to be seen with go tool trace", plain(file), size(uint64(t.Bytes)), age(t.Seconds))
 	return nil
+}
+
+// traceFile is made with its first byte: a trace that cannot be had leaves an older one as
+// it was.
+type traceFile struct {
+	path   string // "-": stdout
+	stdout io.Writer
+	f      *os.File
+}
+
+func (t *traceFile) Write(p []byte) (n int, err error) {
+	if t.path == "-" {
+		return t.stdout.Write(p)
+	}
+	if t.f == nil {
+		if t.f, err = os.Create(t.path); err != nil {
+			return 0, err
+		}
+	}
+	return t.f.Write(p)
+}
+
+func (t *traceFile) Close() error {
+	if t.f == nil {
+		return nil
+	}
+	return t.f.Close()
 }

@@ -191,6 +191,12 @@ func TestTrace(t *testing.T) {
 	if code, out, _ := f.ctl(t, "debug", "trace", "-f", "-"); code != 0 || out != "abc\x00\xff" {
 		t.Errorf("%d %q", code, out)
 	}
+	if code, _, _ := ctl(t, map[string]string{"RRDCTL_CONTROL": t.TempDir() + "/none"}, "debug", "trace", "-f", file); code != 3 {
+		t.Errorf("%d", code)
+	}
+	if text, err := os.ReadFile(file); err != nil || len(text) == 0 {
+		t.Errorf("a trace that cannot be had has emptied the last one: %v", err)
+	}
 }
 
 func TestNobodyThere(t *testing.T) {
