@@ -253,6 +253,13 @@ func (c *config) finish(h *host) error {
 	if c.WorkerProtocol == pool.ProtocolListenFDs && c.Policy == dispatcher.SchedRR {
 		return c.bad("worker-protocol", "listen-fds", "needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport")
 	}
+	if c.WorkerProtocol == pool.ProtocolNode && c.Policy != dispatcher.SchedRR {
+		for i := range c.Listen {
+			if as := c.Listen[i].As; as != 0 && !strings.HasSuffix(c.Listen[i].Address, fmt.Sprintf(":%d", as)) {
+				return c.bad("listen", c.settings["listen"].values[i], fmt.Sprintf("has as=, and under --policy %s Node has the socket itself and sees that it has another port: name the port that the program asks for, or add --policy rr", c.Policy))
+			}
+		}
+	}
 	if len(c.Listen) == 0 && c.builtIn() {
 		const builtInAddress = "127.0.0.1:8080"
 		ln, err := parseListen(h, builtInAddress)

@@ -79,6 +79,7 @@ func TestMistakes(t *testing.T) {
 		{args: words("-p fair"), want: `--policy: "fair" is not one of auto, rr, none, reuseport (from flag)`},
 		{environ: env("RRD_POLICY=RR"), want: `--policy: "RR" is not one of auto, rr, none, reuseport (from RRD_POLICY)`},
 		{args: words("--worker-protocol http"), want: `--worker-protocol: "http" is not one of auto, rrd, node, listen-fds (from flag)`},
+		{args: words("--worker-protocol node --policy none --listen 127.0.0.1:8080,as=3000 -- a"), want: `--listen: "127.0.0.1:8080,as=3000" has as=, and under --policy none Node has the socket itself and sees that it has another port: name the port that the program asks for, or add --policy rr (from flag)`},
 		{args: words("--worker-protocol listen-fds -- a"), want: `--worker-protocol: "listen-fds" needs workers that accept themselves, and the policy is rr: add --policy none or --policy reuseport (from flag)`},
 		{args: words("--worker-protocol node"), want: `--worker-protocol: "node" needs a Node program, and there is no command: add one after -- (from flag)`},
 		{args: words("--worker-max-connections-active 9 -- node a.js"), want: `--worker-max-connections-active: "9" needs workers that report closed connections, and Node does not: remove it, and set server.maxConnections in the program (from flag)`},

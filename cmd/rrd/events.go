@@ -323,7 +323,7 @@ func (m *master) workerExited(w pool.Worker, x pool.Exit) {
 // workerOrphaned: the process that was started is dead, the one that reads the
 // channel is not.
 func (m *master) workerOrphaned(w pool.Worker) {
-	m.log.Info().Str("event", "worker.orphaned").Str("worker", w.Name()).Int("worker_pid", w.PID).
+	m.log.Info().Str("event", "worker.orphaned").Int("worker", w.Slot).Int("worker_pid", w.PID).Int("generation", w.Generation).
 		Msg("the command has ended and a process that it started has not: what that one has read stays with it until it is dead")
 	if err := m.dispatcher.Disown(w.ID); err != nil {
 		m.log.Error().Str("event", "worker.orphaned").Int("worker", w.Slot).Err(err).Msg("what it had not read could not be taken back")

@@ -55,6 +55,7 @@ type notifier struct {
 	failed   bool // the last one could not be sent; told once
 	ready    bool // READY=1 was said
 	stopping bool
+	left     bool      // asked to stop, and not called back
 	extended time.Time // when more time was asked for last; zero: it need not be
 	status   string    // last said
 
@@ -254,10 +255,14 @@ func (n *notifier) reloading(line func() string) (done func()) {
 	}
 	n.status = "reloading"
 	n.sayLocked(notice{text: "RELOADING=1\n" + n.monotonic() + "STATUS=" + n.status})
+	n.extended = time.Now() // one that takes longer than that asks for more time, see tick
 	return func() {
 		text := line()
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if !n.left {
+			n.extended = time.Time{}
+		}
 		if !n.stopping {
 			n.readyLocked(text)
 		}
@@ -272,6 +277,7 @@ func (n *notifier) leaving() {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.left = true
 	n.extendLocked(time.Now())
 }
 
@@ -282,7 +288,7 @@ func (n *notifier) staying() {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.extended = time.Time{}
+	n.left, n.extended = false, time.Time{}
 }
 
 // stops: from here on there is no way back.
@@ -293,7 +299,7 @@ func (n *notifier) stops() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.stopping {
-		n.stopping, n.status = true, "draining"
+		n.stopping, n.left, n.status = true, true, "draining"
 		n.sayLocked(notice{text: "STOPPING=1\nSTATUS=" + n.status})
 		n.extendLocked(time.Now())
 	}

@@ -138,11 +138,17 @@ func TestNotifyStatus(t *testing.T) {
 		m.pass(5 * time.Second)
 		m.want()
 
+		done = m.reloading(m.text)
+		m.pass(11 * time.Second)
+		m.want("11.7s RELOADING=1 MONOTONIC_USEC=1 STATUS=reloading", "12s STATUS=reload failed: no; 2/2", "17s EXTEND_TIMEOUT_USEC=15000000", "22s EXTEND_TIMEOUT_USEC=15000000")
+		done()
+		m.want("22.7s READY=1 STATUS=reload failed: no; 2/2")
+
 		m.stops()
 		m.stops()
 		m.becameReady(m.text)
 		m.reloading(m.text)()
-		m.want("11.7s STOPPING=1 STATUS=draining", "11.7s EXTEND_TIMEOUT_USEC=15000000")
+		m.want("22.7s STOPPING=1 STATUS=draining", "22.7s EXTEND_TIMEOUT_USEC=15000000")
 	})
 }
 

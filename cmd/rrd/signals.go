@@ -40,8 +40,6 @@ func (m *master) heed(sig os.Signal) {
 		m.resize(sig, m.pool.Grow)
 	case syscall.SIGTTOU:
 		m.resize(sig, m.pool.Shrink)
-	default:
-		m.log.Warn().Str("event", "signal.unsupported").Stringer("signal", sig).Msg("nothing is to be done on this signal")
 	}
 }
 
