@@ -47,7 +47,7 @@ Watching
       --log-level L, --log-format F   debug to error; console, json (info, auto)
 This program
       --config FILE        TOML; keys as the flags, and command = [...]
-      --check, --version, --help (-h)   check: try everything; exit 0 or 2
+      --check, --version, --help (-h)   check: try all but serving; exit 0 or 2
 
 D is like 500ms, 5s or 1m30s; timeouts also accept off. {slot} and {generation}
 are replaced in COMMAND and in values of --env. A flag beats RRD_<FLAG>, which
