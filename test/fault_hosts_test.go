@@ -37,7 +37,7 @@ func hosts(t *testing.T, f form) {
 	accepted := func(m *harness.Master, n int) {
 		m.WaitStatus(fmt.Sprintf("%d connections", n), func(s *harness.Status) bool { return s.Accepted() >= n })
 	}
-	share := f.of(100, 16_667) // for each host, of those before it changes
+	share := f.of(100, 10_000) // for each host, of those before it changes
 	begun := time.Now()
 	finish := underWith(t, stays, load.Config{Address: address, Rate: float64(f.of(300, 1500)), Duration: 24 * time.Hour})
 	accepted(leaves, share)
