@@ -69,6 +69,7 @@ func TestQueries(t *testing.T) {
 		`"address":"::","port":8000,"addressType":6,"flags":0`:                                         listen(F{}, "tcp [::]:8000"),
 		`"address":"::","port":8000,"addressType":6,"flags":1`:                                         listen(F{}, "tcp6 [::]:8000"),
 		`"address":"::1","port":8000,"addressType":6`:                                                  listen(F{}, "tcp6 [::1]:8000"),
+		`"address":"::ffff:127.0.0.1","port":8000,"addressType":6`:                                     listen(F{}, "tcp4 [::ffff:127.0.0.1]:8000"),
 		`"address":"fe80::1%eth0","port":8000,"addressType":6`:                                         listen(F{}, "tcp6 [fe80::1%eth0]:8000"),
 		`"address":"127.0.0.1","port":8000,"addressType":4`:                                            listen(F{}, "tcp4 127.0.0.1:8000"),
 		`"address":null,"port":0,"addressType":4,"index":2`:                                            listen(F{Listener: 2}, "tcp :0"),

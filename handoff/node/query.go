@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -145,6 +146,9 @@ func inetNetwork(kind, host string, m message) (string, bool) {
 		}
 		return "tcp4", true
 	case "6":
+		if a, err := netip.ParseAddr(host); err == nil && a.Is4In6() {
+			return "tcp4", true // a socket of IPv6 alone, as others with an address are, cannot have it
+		}
 		return v6("tcp"), true
 	case `"udp4"`:
 		return "udp4", true
