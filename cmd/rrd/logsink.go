@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -18,6 +17,7 @@ import (
 // next one, which on a quiet master can be hours later.
 type logSink struct {
 	w      io.Writer
+	lost   func(lines int64) // tells w of them
 	lineC  chan logLine
 	missed atomic.Int64
 	closed atomic.Bool
@@ -36,8 +36,8 @@ const (
 	logBrief  = 50 * time.Millisecond
 )
 
-func newLogSink(w io.Writer) *logSink {
-	s := &logSink{w: w, lineC: make(chan logLine, logQueue)}
+func newLogSink(w io.Writer, lost func(lines int64)) *logSink {
+	s := &logSink{w: w, lost: lost, lineC: make(chan logLine, logQueue)}
 	go s.write() // ends with close, or, if the sink is blocked, with the process
 	return s
 }
@@ -67,7 +67,7 @@ func (s *logSink) write() {
 		}
 		_, _ = s.w.Write(l.text)
 		if n := s.missed.Swap(0); n > 0 {
-			_, _ = fmt.Fprintf(s.w, "rrd: %d log messages were lost: the log was not read\n", n)
+			s.lost(n)
 		}
 	}
 }

@@ -22,11 +22,13 @@ func (g *gated) Write(p []byte) (int, error) {
 	return g.buf.Write(p)
 }
 
+func (g *gated) tellLost(lines int64) { _, _ = fmt.Fprintf(g, "lost %d\n", lines) }
+
 // Every line is there after a flush, in order, the last one too, however the writer and
 // the reader of the queue meet.
 func TestLogSinkKeepsNothingBack(t *testing.T) {
 	var g gated
-	s := newLogSink(&g)
+	s := newLogSink(&g, g.tellLost)
 	var want strings.Builder
 	for i := range 2000 {
 		line := fmt.Appendf(nil, "line %d\n", i)
@@ -49,7 +51,7 @@ func TestLogSinkKeepsNothingBack(t *testing.T) {
 // A flush that was given up leaves a question behind, which must not be taken for the end.
 func TestLogSinkAfterAFlushInVain(t *testing.T) {
 	var g gated
-	s := newLogSink(&g)
+	s := newLogSink(&g, g.tellLost)
 	g.mu.Lock()
 	_, _ = s.Write([]byte("first\n"))
 	s.flush()
@@ -65,7 +67,7 @@ func TestLogSinkAfterAFlushInVain(t *testing.T) {
 // A sink that is blocked holds up nobody; what was lost is told when it goes on.
 func TestLogSinkBlocked(t *testing.T) {
 	var g gated
-	s := newLogSink(&g)
+	s := newLogSink(&g, g.tellLost)
 	g.mu.Lock()
 	const surplus = 10
 	for range logQueue + surplus + 1 { // the writer may hold one
@@ -76,7 +78,7 @@ func TestLogSinkBlocked(t *testing.T) {
 	got := g.buf.String()
 	lost := 0
 	for line := range strings.Lines(got) {
-		if _, err := fmt.Sscanf(line, "rrd: %d log messages were lost", &lost); err == nil {
+		if _, err := fmt.Sscanf(line, "lost %d", &lost); err == nil {
 			break
 		}
 	}

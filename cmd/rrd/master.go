@@ -95,13 +95,16 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *master {
 	counter := &metrics.LogCounter{}
 	direct := &lockedWriter{w: stderr}
-	sink := newLogSink(direct)
 	gate := newLogGate(c.LogLevel, counter)
+	output := newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false)
+	sink := newLogSink(direct, func(lines int64) {
+		output.Warn().Str("event", "log.lost").Int64("lost", lines).Msg("so many records were lost: the log was not read")
+	})
 	m := &master{
 		sink: sink, program: programPath(), upgrades: upgrades{wanted: newWish()},
 		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
-		output:   newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false),
+		output:   output,
 		ctl:      newControls(gate),
 		duck:     newLameDuck(),
 		wasReady: make(map[int]bool),
