@@ -216,12 +216,12 @@ func (k *client) farewell(why error) {
 	switch {
 	case errors.Is(why, errLong):
 		err = Errorf(CodeUsage, "a line has more than %d bytes", MaxLine)
-	case errors.Is(why, os.ErrDeadlineExceeded):
+		k.handled("", err)
+	case errors.Is(why, os.ErrDeadlineExceeded): // nothing was asked, so nothing is counted
 		err = Errorf(CodeRefused, "no request came for %v", k.s.idle)
 	default:
 		return
 	}
-	k.handled("", err)
 	_ = k.write(failure(0, err)) // the end in any case
 }
 
