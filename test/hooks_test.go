@@ -244,7 +244,7 @@ func TestHooksAsProcess1(t *testing.T) {
 func TestStopNowDuringTheLastHooks(t *testing.T) {
 	t.Parallel()
 	h := newHookFile(t)
-	m := harness.Start(t, harness.Options{Control: true, Args: []string{"--workers", "1", "--hook-timeout", "off",
+	m := harness.Start(t, harness.Options{Control: true, Args: []string{"--workers", "1", "--hook-timeout", "10m",
 		"--hook-worker-exit", h.says("exit") + "; sleep 1000"}})
 	m.Signal(syscall.SIGTERM)
 	h.wait(1)
