@@ -256,7 +256,8 @@ func TestControlStopNow(t *testing.T) {
 	}
 }
 
-// Drain leaves rotation and says what is still open; a TERM after it is the first.
+// drain --close leaves rotation for good and tells how many connections are open; a TERM
+// after it is the first.
 func TestControlDrain(t *testing.T) {
 	t.Parallel()
 	m := controlled(t, 2, "--drain-timeout", "500ms")
@@ -272,9 +273,11 @@ func TestControlDrain(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
-	if r := m.Ctl("drain"); r.Code != 1 || !strings.Contains(r.Out, "1 connections are still open") {
+	if r := m.Ctl("drain", "--close"); r.Code != 1 || !strings.Contains(r.Out, "1 connections are still open") || strings.Count(r.Err, "\n") != 1 {
 		t.Errorf("%+v", r)
 	}
+	refused(t, m, 1, "closed already", "drain")
+	refused(t, m, 1, "needs a restart", "upgrade")
 	if late, err := net.DialTimeout("tcp", at, time.Second); err == nil {
 		late.Close()
 		t.Error("it still listens")
@@ -293,8 +296,8 @@ func TestControlDrain(t *testing.T) {
 		t.Errorf("%d %v", n, err)
 	}
 	c.Close()
-	if out := done(t, m, "drain"); !strings.Contains(out, "nothing is open") {
-		t.Error(out)
+	if r := m.Ctl("drain", "--close"); r.Code != 0 || !strings.Contains(r.Out, "nothing is open") {
+		t.Errorf("%+v", r)
 	}
 	m.Signal(syscall.SIGTERM)
 	m.WaitExit()

@@ -71,6 +71,64 @@ func TestLameDuckCutShort(t *testing.T) {
 	}
 }
 
+// drain works under every policy. Readiness is red when it returns, --lame-duck is no
+// matter, new connections are served, also through a reload, and undrain returns.
+func TestDrainServesOn(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{"rr", "none", "reuseport"} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			m := harness.Start(t, harness.Options{Control: true,
+				Args: []string{"--workers", "1", "--policy", policy, "--lame-duck", "200ms", "--canary-time", "200ms"}})
+			waitReady(t, m, 200, "")
+			for range 2 { // any number of times
+				done(t, m, "drain")
+				if code, text, err := m.Get("/-/ready"); err != nil || code != 503 || !strings.Contains(text, "draining") {
+					t.Errorf("%d %q %v", code, text, err)
+				}
+			}
+			if n := len(m.Events(harness.Named("lameduck.start"))); n != 1 {
+				t.Errorf("it became a lame duck %d times", n)
+			}
+			serves(t, m, load.Config{Total: 5})
+			if out := done(t, m, "status"); !strings.Contains(out, "lame duck") {
+				t.Error(out)
+			}
+			done(t, m, "reload") // takes longer than --lame-duck
+			waitReady(t, m, 503, "draining")
+			serves(t, m, load.Config{Total: 5})
+			if policy != "rr" {
+				refused(t, m, 1, "drain without --close", "drain", "--close")
+			}
+			done(t, m, "undrain")
+			waitReady(t, m, 200, "")
+			refused(t, m, 1, "not draining", "undrain")
+			serves(t, m, load.Config{Total: 5})
+			if s := ctlStatus(t, m); s.Draining || !s.Ready {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// A drained rrd is upgraded in place and stays out of rotation.
+func TestDrainCrossesAnUpgrade(t *testing.T) {
+	t.Parallel()
+	u := startUpgradable(t, harness.Options{Control: true, Args: []string{"--workers", "1", "--policy", "rr"}})
+	done(t, u.Master, "drain")
+	if why := u.upgrade(); why != "" {
+		t.Fatal(why)
+	}
+	waitReady(t, u.Master, 503, "draining")
+	serves(t, u.Master, load.Config{Total: 5})
+	done(t, u.Master, "undrain")
+	waitReady(t, u.Master, 200, "")
+	if why := u.upgrade(); why != "" {
+		t.Fatal(why)
+	}
+	waitReady(t, u.Master, 200, "")
+}
+
 // undrain takes a lame duck back, whatever made it one, and then it is like any other.
 func TestUndrain(t *testing.T) {
 	t.Parallel()
@@ -87,7 +145,7 @@ func TestUndrain(t *testing.T) {
 	for _, x := range []run{
 		{"TERM", func(chan harness.Ctl) { m.Signal(syscall.SIGTERM) }, false},
 		{"WINCH", func(chan harness.Ctl) { m.Signal(syscall.SIGWINCH) }, false},
-		{"drain", func(done chan harness.Ctl) { done <- m.Ctl("drain") }, true},
+		{"drain --close", func(done chan harness.Ctl) { done <- m.Ctl("drain", "--close") }, true},
 		{"stop", func(done chan harness.Ctl) { done <- m.Ctl("stop") }, true},
 	} {
 		mark := m.Mark()
@@ -121,7 +179,7 @@ func TestUndrain(t *testing.T) {
 func TestUndrainTooLate(t *testing.T) {
 	t.Parallel()
 	m := harness.Start(t, harness.Options{Args: []string{"--workers", "1", "--policy", "rr"}, Control: true})
-	if c := m.Ctl("drain"); c.Code != 0 {
+	if c := m.Ctl("drain", "--close"); c.Code != 0 {
 		t.Fatalf("%+v", c)
 	}
 	if c := m.Ctl("undrain"); c.Code != 1 || !strings.Contains(c.Err, "only a restart") {

@@ -43,7 +43,8 @@ type operator interface {
 	Reload(ctx context.Context, progress func(any)) error
 	// Upgrade returns only if it fails: else asked is answered by the next image.
 	Upgrade(ctx context.Context, asked control.Crossing) error
-	Drain(ctx context.Context) (control.Drained, error)
+	Drain() (control.Drained, error)
+	DrainAndClose(ctx context.Context) (control.Drained, error)
 	Undrain() error
 	Stop(ctx context.Context, now bool) (control.Stopped, error)
 
@@ -294,12 +295,20 @@ func (c *call) upgrade() (any, error) {
 func (c *call) progress(event any) { _ = c.emit(event) }
 
 func (c *call) drain() (any, error) {
-	if err := c.noArgs(); err != nil {
+	var a control.DrainArgs
+	if err := c.args(&a); err != nil {
 		return nil, err
+	}
+	if !a.Close {
+		result, err := c.op.Drain()
+		if err != nil { // else result is written
+			return nil, err
+		}
+		return result, nil
 	}
 	var result control.Drained
 	err := c.during(func() (err error) {
-		result, err = c.op.Drain(context.WithoutCancel(c.ctx)) // it goes on when nobody waits
+		result, err = c.op.DrainAndClose(context.WithoutCancel(c.ctx)) // it goes on when no client waits
 		return err
 	}, none)
 	if err != nil {

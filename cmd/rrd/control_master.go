@@ -234,25 +234,39 @@ func (m *master) Dump(slot int) (string, error) {
 // drainPoll is how often it is looked whether connections are still open.
 const drainPoll = 50 * time.Millisecond
 
-// Drain takes the service out of rotation: not ready, listeners closed, everything
-// that waits handed on; then it waits for what the workers have open. The workers
-// stay, and so does rrd, until it is stopped.
-func (m *master) Drain(ctx context.Context) (control.Drained, error) {
+// Drain takes the service out of rotation. It is not ready any more and still serves new
+// connections, until Undrain or a stop.
+func (m *master) Drain() (control.Drained, error) {
+	switch {
+	case m.stopping.Load():
+		return control.Drained{}, control.Errorf(control.CodeRefused, "rrd is stopping")
+	case m.duck.drains():
+		return control.Drained{}, control.Errorf(control.CodeRefused, "the listeners are closed already: rrd waits for stop")
+	}
+	began := time.Now()
+	m.serveOn("reason", "rrdctl drain")
+	return control.Drained{Open: m.openConnections(), Seconds: time.Since(began).Seconds()}, nil
+}
+
+// DrainAndClose takes the service out of rotation for good. When --lame-duck is over it
+// closes the listeners, hands on all waiting connections and waits for those that the
+// workers have open. The workers stay, and so does rrd, until it is stopped.
+func (m *master) DrainAndClose(ctx context.Context) (control.Drained, error) {
 	if m.cfg.Policy != dispatcher.SchedRR {
 		return control.Drained{}, control.Errorf(control.CodeRefused,
-			"under --policy %s the workers accept by themselves, so rrd cannot end that without ending them: use stop", m.cfg.Policy)
+			"under --policy %s the workers accept by themselves, so rrd cannot end that without ending them: use stop, or drain without --close", m.cfg.Policy)
 	}
 	if m.stopping.Load() {
 		return control.Drained{}, control.Errorf(control.CodeRefused, "rrd is stopping")
 	}
 	began := time.Now()
-	since, backC, _ := m.leave(false)
-	drain, first := m.waddle(ctx, since, backC)
+	since, backC, _ := m.leave(toClose)
+	drain, first := m.waitLame(ctx, since, backC)
 	if !drain {
 		return control.Drained{}, control.Errorf(control.CodeFailed, "called back into rotation, or nobody waits any more: the listeners are open")
 	}
 	if first {
-		m.log.Info().Str("event", "drain.start").Str("reason", "rrdctl drain").Msg("draining")
+		m.log.Info().Str("event", "drain.start").Str("reason", "rrdctl drain --close").Msg("draining")
 	}
 	m.releaseSockets(m.current().Listen)
 	limited := ctx
@@ -332,7 +346,7 @@ func (m *master) Status(ctx context.Context) control.Status {
 	s := control.Status{
 		Version: b.Version, Revision: b.Revision, PID: os.Getpid(), Time: time.Now(), Started: m.started,
 		Policy: string(m.cfg.Policy), PolicyReason: m.cfg.PolicyReason, Control: m.ctl.at, Metrics: m.metricsAt,
-		Draining: m.draining.Load(), Stopping: m.stopping.Load(), LogLevel: m.ctl.gate.get().String(),
+		Draining: m.draining.Load(), LameDuck: m.duck.lame(), Stopping: m.stopping.Load(), LogLevel: m.ctl.gate.get().String(),
 		Listeners: []control.ListenerStatus{},
 	}
 	if r := m.reloadCounts(); r.OK+r.Failed > 0 {

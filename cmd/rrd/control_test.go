@@ -102,7 +102,8 @@ func (o *fakeOperator) Reload(_ context.Context, progress func(any)) error {
 	return o.act("reload", 0)
 }
 func (o *fakeOperator) Upgrade(context.Context, control.Crossing) error { return errNone }
-func (o *fakeOperator) Drain(context.Context) (control.Drained, error) {
+func (o *fakeOperator) Drain() (control.Drained, error)                 { return control.Drained{Open: 2}, nil }
+func (o *fakeOperator) DrainAndClose(context.Context) (control.Drained, error) {
 	return control.Drained{Open: 1}, nil
 }
 func (o *fakeOperator) Stop(_ context.Context, now bool) (control.Stopped, error) {
@@ -156,6 +157,7 @@ func TestControlArgs(t *testing.T) {
 		{"workers.dump", `{"slot":0}`, "refused: none here"},
 		{"upgrade", "", "refused: none here"},
 		{"undrain", "", "refused: none here"},
+		{"drain", `{"close":1}`, "usage: args: json: cannot unmarshal number into Go struct field DrainArgs.close of type bool"},
 		{"log.level", `{"level":"loud"}`, `usage: level: "loud" is not one of debug, info, warn, error`},
 		{"config.check", `{"path":"rrd.toml"}`, `usage: path: "rrd.toml" is not absolute`},
 		{"config.check", `{"path":"/rrd.toml"}`, "failed: /rrd.toml:1: wrong"},

@@ -12,29 +12,68 @@ import (
 	"rrd/cmd/internal/control"
 )
 
-// A lame duck serves whoever comes, and says that nobody is to come any more: load
-// balancers need a while to see that, and until then nobody is turned away.
+// A lame duck is not ready and still serves new connections: load balancers need a while
+// to see that, and until then no client is refused.
 //
-//	in rotation --WINCH, drain, TERM--> lame duck --undrain--> in rotation
-//	lame duck --drain or TERM, and --lame-duck is over--> draining
+//	in rotation --drain, WINCH--> lame duck
+//	in rotation, lame duck --drain --close, stop, TERM--> closing soon
+//	lame duck, closing soon --undrain--> in rotation
+//	closing soon --------- --lame-duck is over ---------> closed
 //
-// Draining closes the listeners, and there is no way back from it.
+// Closed listeners stay closed. Only a restart opens them again.
 
 // lameDuck is where the master is on that way.
 type lameDuck struct {
 	mu    sync.Mutex
-	since time.Time     // zero: in rotation
+	phase duckPhase
+	since time.Time     // when the master left rotation
 	back  chan struct{} // closed by undrain; then there is a new one
-	drain bool          // draining
 }
+
+// duckPhase is a place on the way out of rotation.
+type duckPhase int
+
+const (
+	inRotation  duckPhase = iota
+	servesOn              // a lame duck without an end
+	closingSoon           // a lame duck until --lame-duck is over
+	closed                // the listeners are closed, or about to be
+)
 
 func newLameDuck() *lameDuck { return &lameDuck{back: make(chan struct{})} }
 
-// drains says whether there is no way back.
-func (d *lameDuck) drains() bool {
+func (d *lameDuck) now() duckPhase {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.drain
+	return d.phase
+}
+
+// drains reports whether there is no way back.
+func (d *lameDuck) drains() bool { return d.now() == closed }
+
+// lame reports whether new connections are served although the master is not ready.
+func (d *lameDuck) lame() bool {
+	phase := d.now()
+	return phase == servesOn || phase == closingSoon
+}
+
+// age returns how long the master has been out of rotation; 0: it is in rotation.
+func (d *lameDuck) age() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.phase == inRotation {
+		return 0
+	}
+	return max(time.Since(d.since), 1)
+}
+
+// stayOut makes a lame duck without an end of a master that has just been restored, if
+// the image before was one.
+func (m *master) stayOut(age time.Duration) {
+	if age > 0 {
+		m.duck.phase, m.duck.since = servesOn, time.Now().Add(-age)
+		m.draining.Store(true)
+	}
 }
 
 // backC is closed by the next undrain.
@@ -44,26 +83,38 @@ func (d *lameDuck) backC() <-chan struct{} {
 	return d.back
 }
 
-// leave takes the master out of rotation, and with stop on its way to the end. since is
-// when that was first so. first says whether nobody had asked for a stop (without stop:
-// for anything) before.
-func (m *master) leave(stop bool) (since time.Time, backC <-chan struct{}, first bool) {
+// departure is why the master leaves rotation.
+type departure int
+
+const (
+	toServeOn departure = iota // WINCH, drain
+	toClose                    // drain --close
+	toStop                     // TERM, INT, QUIT, stop
+)
+
+// leave takes the master out of rotation. since is when it left. first reports whether
+// this is the first stop, or, if it is not a stop, the first departure.
+func (m *master) leave(why departure) (since time.Time, backC <-chan struct{}, first bool) {
 	d := m.duck
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	first = m.draining.CompareAndSwap(false, true)
-	if stop {
-		first = m.stopping.CompareAndSwap(false, true)
+	if d.phase == inRotation {
+		d.phase, d.since = servesOn, time.Now()
 	}
-	if d.since.IsZero() {
-		d.since = time.Now()
+	if why != toServeOn {
+		d.phase = max(d.phase, closingSoon)
+	}
+	if why == toStop {
+		first = m.stopping.CompareAndSwap(false, true)
 	}
 	return d.since, d.back, first
 }
 
-// waddle waits until --lame-duck is over, and reports whether to drain now: not if the
-// master was called back, or ctx has ended. first says that nobody was told so before.
-func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struct{}) (drain, first bool) {
+// waitLame waits until --lame-duck is over. drain reports whether the listeners are to be
+// closed now: not if undrain came, or ctx has ended. first reports whether this is the
+// first call that says so.
+func (m *master) waitLame(ctx context.Context, since time.Time, backC <-chan struct{}) (drain, first bool) {
 	if limit := m.current().LameDuck; limit != off && !m.duck.drains() {
 		if rest := time.Until(since.Add(limit)); rest > 0 {
 			m.log.Info().Str("event", "lameduck.start").Float64("duration_s", rest.Seconds()).
@@ -85,8 +136,8 @@ func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struc
 	case <-backC:
 		return false, false
 	default:
-		first = !d.drain
-		d.drain = true
+		first = d.phase != closed
+		d.phase = closed
 		return true, first
 	}
 }
@@ -95,14 +146,14 @@ func (m *master) waddle(ctx context.Context, since time.Time, backC <-chan struc
 func (d *lameDuck) noWayBack() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.drain = true
+	d.phase = closed
 }
 
 // stopGracefully is the first TERM, INT, QUIT or rrdctl stop, which field and why tell,
 // after leave. supervise waits for it.
 func (m *master) stopGracefully(ctx context.Context, since time.Time, backC <-chan struct{}, field, why string) {
 	m.notify.leaving()
-	if drain, _ := m.waddle(ctx, since, backC); !drain {
+	if drain, _ := m.waitLame(ctx, since, backC); !drain {
 		return
 	}
 	m.log.Info().Str("event", "drain.start").Str(field, why).Msg("draining")
@@ -112,7 +163,7 @@ func (m *master) stopGracefully(ctx context.Context, since time.Time, backC <-ch
 
 // stopNow is the second TERM or INT, and rrdctl stop --now.
 func (m *master) stopNow(field, why string) {
-	m.leave(true)
+	m.leave(toStop)
 	m.duck.noWayBack()
 	m.log.Warn().Str("event", "stop.now").Str(field, why).Msg("stopping at once")
 	m.notify.stops()
@@ -120,14 +171,18 @@ func (m *master) stopNow(field, why string) {
 	m.pool.StopNow()
 }
 
-// outOfRotation is WINCH: a lame duck until somebody says more. With a controlling
-// terminal it only says that the window has another size.
+// outOfRotation is WINCH: what drain does. With a controlling terminal it only means that
+// the window has another size.
 func (m *master) outOfRotation(sig os.Signal) {
-	if hasTerminal() {
-		return
+	if !hasTerminal() {
+		m.serveOn("signal", sig.String())
 	}
-	if _, _, first := m.leave(false); first {
-		m.log.Info().Str("event", "lameduck.start").Stringer("signal", sig).Msg("not ready any more, and serving until told otherwise")
+}
+
+// serveOn makes the master a lame duck without an end, which field and why explain.
+func (m *master) serveOn(field, why string) {
+	if _, _, first := m.leave(toServeOn); first {
+		m.log.Info().Str("event", "lameduck.start").Str(field, why).Msg("not ready any more, and serving until told otherwise")
 	}
 }
 
@@ -136,13 +191,13 @@ func (m *master) Undrain() error {
 	d := m.duck
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case d.drain:
+	switch d.phase {
+	case closed:
 		return control.Errorf(control.CodeRefused, "the listeners are closed, or about to be: only a restart opens them again")
-	case d.since.IsZero():
+	case inRotation:
 		return control.Errorf(control.CodeRefused, "rrd is not draining")
 	}
-	d.since = time.Time{}
+	d.phase = inRotation
 	close(d.back)
 	d.back = make(chan struct{})
 	m.draining.Store(false)
@@ -151,6 +206,10 @@ func (m *master) Undrain() error {
 	m.log.Info().Str("event", "lameduck.end").Msg("back in rotation")
 	return nil
 }
+
+// ends reports whether the master is on its way to the end: it was asked to stop, or its
+// listeners are closed.
+func (m *master) ends() bool { return m.stopping.Load() || m.duck.drains() }
 
 // stops says whether a signal asks for an end.
 func stops(sig os.Signal) bool {

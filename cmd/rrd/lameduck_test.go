@@ -39,7 +39,7 @@ func TestLameDuckWaits(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			began := time.Now()
-			since, backC, first := m.leave(true)
+			since, backC, first := m.leave(toStop)
 			if !first || !m.draining.Load() || !m.stopping.Load() {
 				t.Errorf("%s: first %v", tt.name, first)
 			}
@@ -47,7 +47,7 @@ func TestLameDuckWaits(t *testing.T) {
 				timer := time.AfterFunc(time.Second, func() { tt.do(m, cancel) })
 				defer timer.Stop()
 			}
-			drains, begins := m.waddle(ctx, since, backC)
+			drains, begins := m.waitLame(ctx, since, backC)
 			if begins != drains {
 				t.Errorf("%s: drains %v, for the first time %v", tt.name, drains, begins)
 			}
@@ -63,26 +63,62 @@ func TestLameDuckWaits(t *testing.T) {
 func TestLameDuckCountsFromTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := duckOf(5 * time.Second)
-		if _, _, first := m.leave(false); !first || m.stopping.Load() {
+		if _, _, first := m.leave(toServeOn); !first || m.stopping.Load() {
 			t.Error("WINCH stops")
 		}
 		time.Sleep(3 * time.Second)
 		began := time.Now()
-		since, backC, first := m.leave(true)
+		since, backC, first := m.leave(toStop)
 		if !first {
 			t.Error("a stop is not the first stop")
 		}
 		// A lame duck since WINCH, and the first that drains all the same.
-		if drains, begins := m.waddle(t.Context(), since, backC); !drains || !begins || time.Since(began) != 2*time.Second {
+		if drains, begins := m.waitLame(t.Context(), since, backC); !drains || !begins || time.Since(began) != 2*time.Second {
 			t.Errorf("drains %v, for the first time %v, after %v", drains, begins, time.Since(began))
 		}
-		if drains, begins := m.waddle(t.Context(), since, backC); !drains || begins {
+		if drains, begins := m.waitLame(t.Context(), since, backC); !drains || begins {
 			t.Errorf("again: drains %v, for the first time %v", drains, begins)
 		}
-		if _, _, first := m.leave(true); first {
+		if _, _, first := m.leave(toStop); first {
 			t.Error("the second stop is the first")
 		}
 	})
+}
+
+// A drained master that was upgraded in place is a lame duck since it was drained. No
+// other master is one.
+func TestLameDuckRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := duckOf(5 * time.Second)
+		before.leave(toServeOn)
+		time.Sleep(3 * time.Second)
+		m := duckOf(5 * time.Second)
+		m.stayOut(before.duck.age())
+		if !m.draining.Load() || m.stopping.Load() || !m.duck.lame() {
+			t.Error("it is in rotation")
+		}
+		began := time.Now()
+		since, backC, _ := m.leave(toStop)
+		if drains, _ := m.waitLame(t.Context(), since, backC); !drains || time.Since(began) != 2*time.Second {
+			t.Errorf("drains %v after %v", drains, time.Since(began))
+		}
+		m = duckOf(5 * time.Second)
+		m.stayOut(duckOf(0).duck.age())
+		if m.draining.Load() || m.duck.lame() {
+			t.Error("it is out of rotation")
+		}
+	})
+}
+
+// Only a lame duck without an end may be upgraded in place: no other state crosses.
+func TestUpgradeOfALameDuck(t *testing.T) {
+	for why, says := range map[departure]string{toServeOn: "", toClose: "closes its listeners", toStop: "is being stopped"} {
+		m := duckOf(time.Hour)
+		m.leave(why)
+		if err := m.endsSoon(); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%v: %v, want %q", why, err, says)
+		}
+	}
 }
 
 func TestUndrain(t *testing.T) {
@@ -98,7 +134,7 @@ func TestUndrain(t *testing.T) {
 		m := duckOf(5 * time.Second)
 		refused(t, m, "not draining")
 		for range 2 { // any number of times
-			_, backC, first := m.leave(true)
+			_, backC, first := m.leave(toStop)
 			if err := m.Undrain(); err != nil || !first || m.draining.Load() || m.stopping.Load() {
 				t.Errorf("%v, first %v", err, first)
 			}
@@ -108,14 +144,14 @@ func TestUndrain(t *testing.T) {
 			refused(t, m, "not draining")
 		}
 		// Called back between its wish and its turn.
-		since, backC, _ := m.leave(true)
+		since, backC, _ := m.leave(toStop)
 		if err := m.Undrain(); err != nil {
 			t.Error(err)
 		}
-		if drains, _ := m.waddle(t.Context(), since, backC); drains {
+		if drains, _ := m.waitLame(t.Context(), since, backC); drains {
 			t.Error("it drains")
 		}
-		m.leave(true)
+		m.leave(toStop)
 		m.duck.noWayBack()
 		refused(t, m, "only a restart")
 	})

@@ -195,7 +195,7 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 			m.stopNow(field, why)
 			return
 		}
-		if since, backC, first := m.leave(true); first {
+		if since, backC, first := m.leave(toStop); first {
 			stopped.Go(func() { m.stopGracefully(ctx, since, backC, field, why) })
 		}
 	}

@@ -335,7 +335,7 @@ func (m *master) statusLine(ctx context.Context) (line string, ready int) {
 	switch {
 	case m.duck.drains():
 		b.WriteString("draining: ")
-	case m.draining.Load():
+	case m.duck.lame():
 		b.WriteString("lame duck: ")
 	}
 	if why := m.reloadCounts().LastFailure; why != "" {

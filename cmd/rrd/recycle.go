@@ -160,7 +160,7 @@ func (m *master) recycle(ctx context.Context) {
 		case <-tick.C:
 		}
 		c := m.current()
-		if !c.recycles() || m.draining.Load() || !m.reloads.rolling.TryLock() {
+		if !c.recycles() || m.ends() || !m.reloads.rolling.TryLock() {
 			continue // a reload replaces them all, or there is no point any more
 		}
 		if slot, reason := r.next(time.Now(), c, m.candidates(ctx)); reason != "" {

@@ -139,7 +139,7 @@ func (m *master) reloadCounts() metrics.Reloads {
 
 // readAgain reads and checks the configuration; nothing is changed.
 func (m *master) readAgain() (*config, *listenerDiff, error) {
-	if m.stopping.Load() || m.duck.drains() {
+	if m.ends() {
 		return nil, nil, errors.New("rrd is being stopped")
 	}
 	next, _, err := parseConfig(m.args, m.environ)

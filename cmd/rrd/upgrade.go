@@ -158,6 +158,9 @@ func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 	if err := m.endsSoon(); err != nil { // meanwhile; the next image would not know
 		return err
 	}
+	if (m.duck.age() > 0) != (state.LameDuck > 0) {
+		return errors.New("rrd left rotation meanwhile, or came back: try again")
+	}
 	return execImage(m.program, m.args0(), m.environ, file, state, "")
 }
 
@@ -166,8 +169,8 @@ func (m *master) endsSoon() error {
 	switch {
 	case m.stopping.Load():
 		return errors.New("rrd is being stopped")
-	case m.draining.Load():
-		return errors.New("rrd is draining: call it back first (rrdctl undrain)")
+	case m.duck.now() >= closingSoon:
+		return errors.New("rrd closes its listeners: it needs a restart")
 	}
 	return nil
 }
@@ -213,7 +216,7 @@ func (m *master) park(ctx context.Context) (*dispatcher.Parked, error) {
 	defer tick.Stop()
 	for {
 		parked, err := m.dispatcher.Park(ctx, m.codec())
-		if !errors.Is(err, dispatcher.ErrBusy) || m.draining.Load() {
+		if !errors.Is(err, dispatcher.ErrBusy) || m.duck.drains() {
 			return parked, err
 		}
 		select {
@@ -235,7 +238,7 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		QueueLimit: c.QueueLimit, RescueLimit: c.RescueLimit,
 		Policy: c.Policy, PolicyReason: c.PolicyReason, Protocol: c.WorkerProtocol, ProtocolReason: c.ProtocolReason, Workers: c.Workers,
 		ReloadAsked: m.reloads.wanted.pending(), UpgradeAsked: m.upgrades.wanted.pending(),
-		Age: time.Since(m.started), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
+		Age: time.Since(m.started), LameDuck: m.duck.age(), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
 		MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
 		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),
 	}

@@ -50,6 +50,7 @@ type savedMaster struct {
 	Workers                      int
 
 	Age        time.Duration
+	LameDuck   time.Duration // how long it has been out of rotation; 0: it is in rotation
 	Listeners  []dispatcher.ListenerInfo
 	Dispatcher *dispatcher.State
 	Pool       *pool.SavedState

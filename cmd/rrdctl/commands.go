@@ -3,8 +3,11 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -38,7 +41,7 @@ func (a *app) commands() *cobra.Command {
 		a.workersCommand(),
 		a.reloadCommand(),
 		a.verb("upgrade", "replace rrd's own program in place", 0, func([]string) error { return a.upgrade() }),
-		a.verb("drain", "leave rotation: close the listeners, losing nobody, and wait for what is open", 0, func([]string) error { return a.drain() }),
+		a.drainCommand(),
 		a.plainVerb("undrain", "come back into rotation", control.CmdUndrain, nil, "in rotation again"),
 		a.stopCommand(),
 		a.configCommand(),
@@ -196,10 +199,24 @@ func (a *app) reloadCommand() *cobra.Command {
 	return a.plainVerb("reload", "read the configuration again and roll the workers; waits until that is done", control.CmdReload, control.ReloadArgs{Wait: true}, "reloaded")
 }
 
-func (a *app) drain() error {
+func (a *app) drainCommand() *cobra.Command {
+	closes := false
+	c := a.verb("drain", "leave rotation: not ready any more, and still serving, until undrain", 0, func([]string) error { return a.drain(closes) })
+	c.Flags().BoolVar(&closes, "close", false, "close the listeners, for good, and wait for the open connections")
+	return c
+}
+
+func (a *app) drain(closes bool) error {
+	if closes && !a.mayClose() {
+		return errors.New("nothing was changed: the answer was not yes")
+	}
 	var d control.Drained
-	if err := a.ask(control.CmdDrain, nil, &d, a.slotEvent); err != nil {
+	if err := a.ask(control.CmdDrain, control.DrainArgs{Close: closes}, &d, a.slotEvent); err != nil {
 		return err
+	}
+	if !closes {
+		a.say("out of rotation: not ready, and new connections are still served, until undrain or stop")
+		return nil
 	}
 	if d.Open > 0 {
 		a.say("drained for %s, and %d connections are still open: rrd waits for stop", age(d.Seconds), d.Open)
@@ -207,6 +224,33 @@ func (a *app) drain() error {
 	}
 	a.say("drained in %s: nothing is open, rrd waits for stop", age(d.Seconds))
 	return nil
+}
+
+// mayClose asks the person at the terminal whether to close the listeners. Elsewhere no
+// person can answer: a line says it, and that is all.
+func (a *app) mayClose() bool {
+	const warning = "drain --close closes the listeners: only a restart opens them again"
+	if !a.asks {
+		fmt.Fprintf(a.err, "rrdctl: %s\n", warning)
+		return true
+	}
+	fmt.Fprintf(a.err, "rrdctl: %s. Close them? y or n: ", warning)
+	lineC := make(chan string, 1)
+	go readAnswer(a.in, lineC) // ends with the line, or with the process
+	select {
+	case line := <-lineC:
+		line = strings.ToLower(strings.TrimSpace(line))
+		return line == "y" || line == "yes"
+	case <-a.ctx.Done(): // Ctrl-C
+		fmt.Fprintln(a.err)
+		return false
+	}
+}
+
+// readAnswer reads a line. An end without one is an empty answer.
+func readAnswer(in io.Reader, lineC chan<- string) {
+	line, _ := bufio.NewReader(in).ReadString('\n')
+	lineC <- line
 }
 
 // upgrade is answered by the new program, on the same connection.

@@ -34,6 +34,7 @@ func main() {
 	defer stop()
 	a := &app{ctx: ctx, getenv: os.Getenv, in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	a.terminal = isTerminal(os.Stdout)
+	a.asks = isTerminal(os.Stdin) && isTerminal(os.Stderr)
 	a.width = 0
 	if a.terminal {
 		a.width, _ = windowSize(os.Stdout)
@@ -51,6 +52,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // out is one
+	asks     bool // a person can read a question on err and answer it on in
 	color    bool
 	width    int // columns of out; 0: no matter
 

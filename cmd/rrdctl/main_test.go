@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -149,7 +150,9 @@ func TestVerbs(t *testing.T) {
 		{"workers undrain 1", 0, `workers.undrain{"slot":1}`, "slot 1: serves again\n", ""},
 		{"reload", 1, `reload{"wait":true}`, "slot 0: started\nslot 0: failed: exited with code 1\n", "rrdctl: slot 0: exited with code 1\n"},
 		{"upgrade", 1, "upgrade", "", "rrdctl: the new program said no\n"},
-		{"drain", 1, "drain", "drained for 30s, and 3 connections are still open: rrd waits for stop\n", ""},
+		{"drain", 0, "drain{}", "out of rotation: not ready, and new connections are still served, until undrain or stop\n", ""},
+		{"drain --close", 1, `drain{"close":true}`, "drained for 30s, and 3 connections are still open: rrd waits for stop\n",
+			"rrdctl: drain --close closes the listeners: only a restart opens them again\n"},
 		{"undrain", 0, "undrain", "in rotation again\n", ""},
 		{"stop --now", 0, `stop{"now":true}`, "stopped after 1m30s with exit code 0, 2 connections cut\n", ""},
 		{"log-level debug", 0, `log.level{"level":"debug"}`, "log level debug, info before\n", ""},
@@ -255,6 +258,45 @@ func TestInterrupted(t *testing.T) {
 	a := &app{ctx: ctx, getenv: func(string) string { return f.path }, out: &errs, err: &errs}
 	if code := a.run([]string{"drain"}); code != 1 {
 		t.Errorf("%d", code)
+	}
+}
+
+// At a terminal drain --close does nothing before it has a yes.
+func TestDrainCloseAsks(t *testing.T) {
+	f := newMaster(t)
+	f.results[control.CmdDrain] = control.Drained{}
+	for _, x := range []struct {
+		answer string
+		code   int
+		asked  int
+	}{
+		{"y\n", 0, 1}, {" YES \n", 0, 1}, {"y", 0, 1},
+		{"n\n", 1, 0}, {"\n", 1, 0}, {"", 1, 0}, {"yesterday\n", 1, 0},
+	} {
+		f.asked = nil
+		var out, errs bytes.Buffer
+		a := &app{ctx: t.Context(), getenv: func(string) string { return f.path }, in: strings.NewReader(x.answer), out: &out, err: &errs, asks: true}
+		code := a.run([]string{"drain", "--close"})
+		if code != x.code || len(f.asked) != x.asked || !strings.Contains(errs.String(), "only a restart opens them again. Close them?") {
+			t.Errorf("%q: %d, asked %q, %q", x.answer, code, f.asked, errs.String())
+		}
+		if says := "nothing was changed"; strings.Contains(errs.String(), says) != (x.asked == 0) {
+			t.Errorf("%q: %q", x.answer, errs.String())
+		}
+	}
+}
+
+// Ctrl-C at the question is a no.
+func TestDrainCloseInterrupted(t *testing.T) {
+	f := newMaster(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r, w := io.Pipe() // a terminal at which no person types
+	defer w.Close()
+	var errs bytes.Buffer
+	a := &app{ctx: ctx, getenv: func(string) string { return f.path }, in: r, out: &errs, err: &errs, asks: true}
+	if code := a.run([]string{"drain", "--close"}); code != 1 || len(f.asked) != 0 || !strings.Contains(errs.String(), "nothing was changed") {
+		t.Errorf("%d, asked %q, %q", code, f.asked, errs.String())
 	}
 }
 

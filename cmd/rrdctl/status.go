@@ -166,6 +166,8 @@ func condition(s *control.Status) string {
 	switch {
 	case s.Stopping:
 		return "stopping"
+	case s.LameDuck:
+		return "lame duck"
 	case s.Draining:
 		return "draining"
 	case s.Ready:

@@ -58,7 +58,7 @@ func Commands() []Command {
 		{CmdWorkersDump, SlotsArgs{}, nil},
 		{CmdReload, ReloadArgs{}, nil},
 		{CmdUpgrade, nil, Upgraded{}},
-		{CmdDrain, nil, Drained{}},
+		{CmdDrain, DrainArgs{}, Drained{}},
 		{CmdUndrain, nil, nil},
 		{CmdStop, StopArgs{}, Stopped{}},
 		{CmdConfigShow, nil, Config{}},
@@ -101,6 +101,11 @@ type ReloadArgs struct {
 	Wait bool `json:"wait,omitempty"`
 }
 
+// DrainArgs are those of drain. With Close the listeners are closed, for good.
+type DrainArgs struct {
+	Close bool `json:"close,omitempty"`
+}
+
 // StopArgs are those of stop. With Now workers are killed at once.
 type StopArgs struct {
 	Now bool `json:"now,omitempty"`
@@ -140,6 +145,8 @@ type Status struct {
 	Ready    bool   `json:"ready"`
 	Reason   string `json:"reason,omitempty"`
 	Draining bool   `json:"draining"`
+	// LameDuck: out of rotation, and new connections are still served.
+	LameDuck bool `json:"lame_duck,omitempty"`
 	// Stopping: the master was asked to end.
 	Stopping bool   `json:"stopping"`
 	Control  string `json:"control,omitempty"`
@@ -289,8 +296,8 @@ type Signalled struct {
 	Workers []Killed `json:"workers"`
 }
 
-// Drained is the result of drain. Open is how many connections workers still
-// had open when its time was over.
+// Drained is the result of drain. Open is how many connections wait, are unanswered or are
+// open in workers: at once, or with Close when nothing is open or its time is over.
 type Drained struct {
 	Open    int     `json:"connections_open"`
 	Seconds float64 `json:"duration_s"`
