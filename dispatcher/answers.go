@@ -89,7 +89,7 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 			l.broke(k, "REJECT of what is not in flight")
 			return
 		}
-		l.rejected(k, c, handoff.Reason(f.Arg))
+		l.rejected(k, c, rejectReason(f))
 	case handoff.Again:
 		l.again(k, f.Listener)
 	case handoff.Ready:
@@ -186,10 +186,15 @@ func (l *loop) acked(k *link, c connID) {
 	}
 }
 
-func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
-	if why == 0 || why > handoff.ReasonOther {
-		why = handoff.ReasonOther
+// rejectReason is that of a REJECT. One that is not known counts as other.
+func rejectReason(f *handoff.Frame) handoff.Reason {
+	if f.Arg == 0 || f.Arg > uint32(handoff.ReasonOther) {
+		return handoff.ReasonOther
 	}
+	return handoff.Reason(f.Arg)
+}
+
+func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 	k.stats.Rejects[why]++
 	l.stats.HandoffAck.observe(l.now - l.socks[c].sent)
 	id := l.table.conns[c].listener

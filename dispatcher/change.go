@@ -43,7 +43,7 @@ func (l *loop) setLimits(c Limits) {
 	live.QueueLimit, live.QueueTimeout, live.Window = n.QueueLimit, n.QueueTimeout, n.Window
 	live.BusyAfter, live.HangTimeout, live.RescueLimit = n.BusyAfter, n.HangTimeout, n.RescueLimit
 	live.MaxActive, live.DrainTimeout, live.Configured = n.MaxActive, n.DrainTimeout, n.Configured
-	l.beatAt = l.now + l.beatEvery()
+	l.beatAt = min(l.beatAt, l.now+l.beatEvery()) // earlier, and never put off
 	l.table.window = int32(l.cfg.Window)
 	for _, k := range l.links {
 		if k == nil {

@@ -198,19 +198,6 @@ func (l *loop) forgetLate(k *link) {
 	}
 }
 
-// restartDeadlines forgives everyone: it was the master that stood still.
-func (l *loop) restartDeadlines() {
-	for _, k := range l.links {
-		if k != nil {
-			for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {
-				l.socks[c].sent = l.now // of late ones, too, which are in no list
-			}
-			k.lateSince = l.now
-			k.pinged = min(k.pinged, 1) * l.now
-		}
-	}
-}
-
 // dropIfGone drops the clients at the head of a queue that have reset their
 // connection while they waited. It reports false if nobody waits. A FIN is not
 // gone: half-closed clients are served.

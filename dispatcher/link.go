@@ -493,6 +493,11 @@ func (l *loop) lastAnswers(k *link) {
 				if c, ok := l.flyingConn(k, l.frame.Seq); ok {
 					l.acked(k, c)
 				}
+			case handoff.Reject: // the program has not had it: no death of that connection
+				if c, ok := l.flyingConn(k, l.frame.Seq); ok {
+					k.stats.Rejects[rejectReason(&l.frame)]++
+					l.takeBack(c, RedispatchRejected)
+				}
 			case handoff.Touched: // what only it knows: its descriptor may be elsewhere
 				l.touched(k, l.frame.Seq)
 			case handoff.Closed:

@@ -78,10 +78,6 @@ type sock struct {
 // other listeners have theirs.
 const acceptBatch = 64
 
-// lateTurn: a turn that begins so much later than it should found the whole
-// master stopped. Its workers then look late without being so.
-const lateTurn = int64(time.Second)
-
 // loop runs until stop or until polling fails.
 func (d *Dispatcher) loop(l *loop) {
 	runtime.LockOSThread()
@@ -121,10 +117,9 @@ func (l *loop) turn() error {
 	if err != nil {
 		return err
 	}
+	last := l.now
 	l.now = l.clock.now()
-	if l.expected > 0 && l.now > l.expected+lateTurn {
-		l.restartDeadlines()
-	}
+	l.noticeStall(last, l.expected)
 	l.turns++
 	requests := false
 	for _, p := range l.polled {

@@ -64,6 +64,7 @@ func (l *loop) after(in int64) int64 {
 }
 
 func (l *loop) restore(s *State, codec ChannelCodec) error {
+	catchUp := l.rewind(s)
 	var err error
 	if l.table, err = restoreTable(&s.Table, l.cfg.QueueLimit); err != nil {
 		return fmt.Errorf("table: %w", err)
@@ -88,6 +89,7 @@ func (l *loop) restore(s *State, codec ChannelCodec) error {
 			return err
 		}
 	}
+	catchUp()
 	// The limits may be others than before, as after a reload.
 	l.setLimits(l.limits())
 	for _, k := range l.links {

@@ -44,6 +44,8 @@ type State struct {
 	AcceptIn     int64 // and accepted
 	Pause        int64
 	QueueFull    bool
+	SavedAt      int64 // handoff.Monotonic, in ns; 0: not known
+	BeatIn       int64 // ns until the next heartbeat; 0: not known
 }
 
 // Ages are nanoseconds before the State was made; noAge stands for "never".
@@ -196,10 +198,7 @@ func (d *Dispatcher) Park(ctx context.Context, codec ChannelCodec) (*Parked, err
 		savedC <- outcome{state, err}
 		if err == nil {
 			<-resumeC
-			l.now = l.clock.now()
-			if l.now > l.expected+lateTurn {
-				l.restartDeadlines()
-			}
+			l.stoodUntil(l.clock.now())
 		}
 	})
 	if !posted {
@@ -254,6 +253,7 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	s := &State{
 		Turns: l.turns, Wires: l.wires, Table: l.table.save(),
 		Redispatches: l.stats.Redispatches, Dispatch: l.stats.Dispatch, QueueWait: l.stats.QueueWait, HandoffAck: l.stats.HandoffAck,
+		SavedAt: int64(handoff.Monotonic()), BeatIn: l.in(l.beatAt),
 		RefsIn: l.in(max(l.refsUntil, 0)), AcceptIn: l.in(l.acceptAt), Pause: int64(l.pause), QueueFull: l.queueFull,
 	}
 	for c := range l.socks {

@@ -51,12 +51,19 @@ func crossed(t testing.TB, s *State) *State {
 // upgrade replaces the loop by one that was restored from the other's state.
 func (s *stepped) upgrade(peers ...*peer) {
 	s.Helper()
+	s.upgradeIn(0, peers...)
+}
+
+// upgradeIn is upgrade by a program that takes this long to start.
+func (s *stepped) upgradeIn(took time.Duration, peers ...*peer) {
+	s.Helper()
 	var channels sameChannels
 	state, err := s.l.save(channels.codec())
 	if err != nil {
 		s.Fatal(err)
 	}
 	state = crossed(s, state)
+	state.SavedAt -= int64(took)
 	old := s.d
 	old.helpers.Wait() // those that have bound something
 	p, err := newPoller()
@@ -70,7 +77,9 @@ func (s *stepped) upgrade(peers ...*peer) {
 	if err := l.restore(state, channels.codec()); err != nil {
 		s.Fatal(err)
 	}
-	l.beatAt = math.MaxInt64
+	if s.l.beatAt == math.MaxInt64 {
+		l.beatAt = math.MaxInt64 // still no heartbeat
+	}
 	_ = old.poll.close()
 	old.lingering.stop()
 	d.lingering.start()
