@@ -4,8 +4,12 @@ package test
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -239,5 +243,54 @@ func TestMasterKilled(t *testing.T) {
 	m.WaitExit()
 	if r := finish(); r.Count(load.OK) != 30 {
 		t.Error(r)
+	}
+}
+
+// The master dies without a word while clients are connected: its workers leave the address to the
+// next master at once, and finish what those clients asked for.
+func TestMasterKilledThenTheNext(t *testing.T) {
+	for _, policy := range []string{"none", "reuseport"} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			args := []string{"--policy", policy, "--workers", "1"}
+			m := harness.Start(t, harness.Options{Args: args, ExitCode: -1})
+			read := download(t, m.Addr())
+			m.Signal(syscall.SIGKILL)
+			m.WaitExit()
+			next := harness.Start(t, harness.Options{Args: args, Listen: []string{freed(t, m.Addr())}})
+			serves(t, next, load.Config{Total: 20})
+			read()
+		})
+	}
+}
+
+// freed waits until an address can be bound.
+func freed(t *testing.T, addr string) string {
+	t.Helper()
+	harness.Poll(t, "the address to be free", func() error {
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			err = ln.Close()
+		}
+		return err
+	})
+	return addr
+}
+
+// download asks a worker for more than the buffers hold. The returned function reads it all.
+func download(t *testing.T, addr string) (read func()) {
+	t.Helper()
+	const size = 16 << 20
+	r, err := http.Get("http://" + addr + "/bytes?n=" + strconv.Itoa(size)) //nolint:bodyclose // read closes it
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		n, err := io.Copy(io.Discard, r.Body)
+		_ = r.Body.Close()
+		if n != size || err != nil {
+			t.Errorf("%d bytes of %d: %v", n, size, err)
+		}
 	}
 }

@@ -58,6 +58,7 @@ type channel struct {
 	draining  bool
 	drained   bool // DRAINED was said
 	gone      bool // the master is
+	gaveUp    bool // and its sockets are closed here
 	exited    bool
 	open      int  // connections that Accept is about to return or has returned
 	accepting int  // goroutines in accept(2) of a shared listener
@@ -65,6 +66,8 @@ type channel struct {
 	unhealthy bool // HEALTH 1 was said
 	grace     time.Duration
 	takeTime  time.Duration // takeTime, but in a test
+
+	orphanTime time.Duration // orphanTime, but in a test
 
 	tickArmed bool
 	tick      *time.Timer // tickTime: what is prompt
@@ -106,6 +109,8 @@ func newChannel(port *handoff.Port) *channel {
 		asks:      make(map[uint64]*ask),
 		grace:     defaultGrace,
 		takeTime:  takeTime,
+
+		orphanTime: orphanTime,
 	}
 	ch.tick = time.AfterFunc(time.Hour, ch.onTick)
 	ch.lull = time.AfterFunc(time.Hour, ch.onLull)

@@ -1,11 +1,8 @@
 package worker
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
@@ -144,66 +141,5 @@ func (ch *channel) drainedLocked() {
 	if ch.draining && !ch.drained && ch.open == 0 && ch.accepting == 0 {
 		ch.drained = true
 		ch.sayNowLocked(handoff.Frame{Type: handoff.Drained})
-	}
-}
-
-// endLocked is the end of the channel: the master is gone, or speaks nonsense,
-// which is the same to us. What was read is still served, nothing more is
-// accepted, and when all is finished the process ends.
-func (ch *channel) endLocked(err error) {
-	ch.gone = true
-	ch.out = ch.out[:0]
-	for _, ep := range ch.endpoints {
-		interruptShared(ep)
-	}
-	for seq, a := range ch.asks {
-		delete(ch.asks, seq)
-		a.done, a.err = true, errGone
-		ch.wakeLocked(func(w *waiter) bool { return w.ask == a })
-	}
-	if errors.Is(err, os.ErrClosed) {
-		ch.listened = false // closed by this process: it lives on
-		return
-	}
-	// The log may have been a pipe to the master.
-	signal.Ignore(syscall.SIGPIPE)
-	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
-		fmt.Fprintf(os.Stderr, "rrd worker: read channel to the master: %v: finishing\n", err)
-	}
-	ch.closeDrainC()
-	if ch.grace > 0 {
-		time.AfterFunc(ch.grace, ch.onGraceOver) // ends with the process
-	}
-	ch.exitIfDoneLocked()
-}
-
-var errGone = errors.New("master of rrd is gone")
-
-// exitIfDoneLocked ends a process that has no master and no connection.
-func (ch *channel) exitIfDoneLocked() {
-	if !ch.gone || !ch.listened || ch.open > 0 || ch.accepting > 0 {
-		return
-	}
-	for _, ep := range ch.endpoints {
-		if len(ep.queue) > 0 {
-			return
-		}
-	}
-	ch.exitLocked()
-}
-
-// onGraceOver runs on a timer's goroutine.
-func (ch *channel) onGraceOver() {
-	ch.mu.Lock()
-	defer ch.mu.Unlock()
-	if ch.listened {
-		ch.exitLocked()
-	}
-}
-
-func (ch *channel) exitLocked() {
-	if !ch.exited {
-		ch.exited = true
-		ch.exit(0)
 	}
 }

@@ -40,7 +40,9 @@
 // counts the connections that Accept has returned and that were not closed, and
 // reports when there are none; the master then ends the process by a signal. If
 // the master itself is gone, the library ends the process with exit code 0 when
-// no connection is open, or when the drain timeout is over.
+// no connection is open, or when the drain timeout is over. It closes the sockets
+// that the master had lent 20 ms after the master's end, so that the next master can
+// have their addresses; Accept blocks.
 //
 // # Locks
 //

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"net"
 	"time"
 
 	"rrd/handoff"
@@ -12,6 +13,7 @@ type endpoint struct {
 	id        uint32
 	listeners int         // open ones; at 0 we leave
 	shared    []*listener // those that accept by themselves
+	packets   []*net.UDPConn
 	queue     []handedOff // read but not taken, oldest first
 	busy      bool        // a connection was rejected: AGAIN with the next Accept
 	starved   bool        // a descriptor did not arrive

@@ -47,7 +47,10 @@ func (ch *channel) listen(network, addr string) (net.Listener, error) {
 	}
 	if ln.inner != nil {
 		a.ep.shared = append(a.ep.shared, ln)
-		if ch.draining || ch.gone {
+		switch {
+		case ch.gaveUp:
+			_ = ln.inner.Close()
+		case ch.draining:
 			interruptShared(a.ep)
 		}
 	}
@@ -221,7 +224,9 @@ func (ln *listener) Close() error {
 	var err error
 	if ln.inner != nil {
 		ep.forgetLocked(ln)
-		err = ln.inner.Close()
+		if err = ln.inner.Close(); ch.gaveUp {
+			err = nil // it was closed before
+		}
 	}
 	for ch.wakeLocked(func(w *waiter) bool { return w.ln == ln }) {
 	}

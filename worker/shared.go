@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -78,7 +79,7 @@ func (ln *listener) acceptShared() (net.Conn, error) {
 				return c, nil
 			}
 			continue
-		case ch.draining || ch.gone:
+		case ch.draining || ch.gaveUp:
 			ch.awaitLocked(&w)
 			continue
 		}
@@ -113,7 +114,7 @@ func (ln *listener) acceptOnceLocked() (net.Conn, error) {
 	if ln.closed {
 		return nil, ln.closedError()
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if ch.gaveUp || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, nil
 	}
 	return nil, err
@@ -139,6 +140,11 @@ func (ch *channel) listenPacket(network, addr string) (net.PacketConn, error) {
 		a.ep.listeners--
 		ch.sweepLocked()
 		return nil, listenError(network, addr, err)
+	}
+	if ch.gaveUp {
+		_ = unbind(c)
+	} else {
+		a.ep.packets = append(a.ep.packets, c)
 	}
 	ch.sweepLocked()
 	ch.readyLocked()
@@ -170,9 +176,19 @@ func newPacketConn(a *ask) (*net.UDPConn, error) {
 
 // Close closes the socket and leaves the listener.
 func (c *packetConn) Close() error {
+	if c.ln != nil {
+		c.ln.forgetPackets(c.UDPConn)
+	}
 	err := c.UDPConn.Close()
 	if c.ln != nil && err == nil {
 		_ = c.ln.Close()
 	}
 	return err
+}
+
+// forgetPackets has c closed by the program only.
+func (ln *listener) forgetPackets(c *net.UDPConn) {
+	ln.ch.mu.Lock()
+	defer ln.ch.unlock()
+	ln.ep.packets = slices.DeleteFunc(ln.ep.packets, func(o *net.UDPConn) bool { return o == c })
 }

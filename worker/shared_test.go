@@ -5,6 +5,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"rrd/handoff"
 	"rrd/test/leakcheck"
@@ -164,46 +165,149 @@ func TestSharedCloseEndsAccept(t *testing.T) {
 	accepted(t, c)
 }
 
+// A worker that finishes without a master leaves the address to the next master, and its
+// program does not notice.
 func TestSharedMasterGone(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		m := newMaster(t)
+		ch := m.worker(0)
+		exited := exits(ch)
+		ln, own := m.share(ch, 1, network)
+		c := accept(t, ln)
+		client := dial(t, own)
+		conn := accepted(t, c)
+		blocked := accept(t, ln)
+		m.die()
+		<-ch.drainC
+		bindAgain(t, own)
+		exchange(t, client, conn)
+		if exited.Load() > 0 || len(blocked) > 0 {
+			t.Errorf("%s: %d exits, Accept has returned: %v", network, exited.Load(), len(blocked) > 0)
+		}
+		_ = conn.Close()
+		eventually(t, func() bool { return exited.Load() > 0 })
+		if err := ln.Close(); err != nil {
+			t.Errorf("%s: Close: %v", network, err)
+		}
+		_, _ = wait(t, blocked)
+	}
+}
+
+// bindAgain closes the last other descriptor of a listener and listens at its address.
+func bindAgain(t *testing.T, own net.Listener) {
+	t.Helper()
+	addr := own.Addr()
+	_ = own.Close() // removes the file of a unix socket
+	eventually(t, func() bool {
+		next, err := net.Listen(addr.Network(), addr.String())
+		if err != nil {
+			return false
+		}
+		_ = next.Close()
+		return true
+	})
+}
+
+// A client in the kernel's queue is served before the socket is given up.
+func TestSharedMasterGoneServesTheQueue(t *testing.T) {
 	m := newMaster(t)
 	ch := m.worker(0)
+	ch.orphanTime = time.Hour
 	exited := exits(ch)
 	ln, own := m.share(ch, 1, "tcp")
-	c := accept(t, ln)
-	dial(t, own)
-	conn := accepted(t, c)
-	blocked := accept(t, ln)
 	m.die()
 	<-ch.drainC
+	client := dial(t, own)
+	conn := accepted(t, accept(t, ln))
+	exchange(t, client, conn)
 	_ = conn.Close()
+	blocked := accept(t, ln)
+	ch.onOrphanTime()
 	eventually(t, func() bool { return exited.Load() > 0 })
 	_ = ln.Close()
 	_, _ = wait(t, blocked)
+}
+
+// A worker that drains accepts nothing more: its successor does.
+func TestSharedDrainThenMasterGone(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ch.orphanTime = time.Hour
+	exits(ch)
+	ln, own := m.share(ch, 1, "tcp")
+	c := accept(t, ln)
+	dial(t, own)
+	accepted(t, c)
+	m.send(handoff.Frame{Type: handoff.Drain})
+	<-ch.drainC
+	m.die()
+	bindAgain(t, own)
+}
+
+func TestPacketsMasterGone(t *testing.T) {
+	leakcheck.Check(t)
+	m := newMaster(t)
+	ch := m.worker(0)
+	exits(ch)
+	c, own := m.sharePackets(ch, 4)
+	addr := own.LocalAddr().String()
+	_ = own.Close()
+	read := later(func() (int, error) { n, _, err := c.ReadFrom(make([]byte, 8)); return n, err })
+	m.die()
+	<-ch.drainC
+	var next net.PacketConn
+	eventually(t, func() (ok bool) {
+		var err error
+		next, err = net.ListenPacket("udp", addr)
+		return err == nil
+	})
+	defer next.Close()
+	if _, err := c.WriteTo([]byte("x"), next.LocalAddr()); err != nil {
+		t.Errorf("WriteTo: %v", err)
+	}
+	if _, from, err := next.ReadFrom(make([]byte, 8)); err != nil || from.String() == addr {
+		t.Errorf("from %v: %v", from, err)
+	}
+	if len(read) > 0 {
+		n, err := wait(t, read)
+		t.Errorf("ReadFrom has returned: %d %v", n, err)
+	}
+	_ = c.Close()
+	if _, err := wait(t, read); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("ReadFrom ends with %v", err)
+	}
+}
+
+// sharePackets makes a datagram socket that is lent to the worker.
+func (m *master) sharePackets(ch *channel, id uint32) (net.PacketConn, net.PacketConn) {
+	m.Helper()
+	own, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _ = own.Close() })
+	asked := later(func() (net.PacketConn, error) { return ch.listenPacket("udp", ":53") })
+	f := m.expect(handoff.Listen)
+	f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: id,
+		Flags: handoff.ListeningShared | handoff.ListeningPacket, Payload: []byte("udp\x00" + own.LocalAddr().String())}
+	d := dup(m.TB, own.(*net.UDPConn))
+	defer d.Close()
+	if err := m.c.Send(&f, d); err != nil {
+		m.Fatal(err)
+	}
+	c, err := wait(m.TB, asked)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.expect(handoff.Ready)
+	return c, own
 }
 
 func TestPackets(t *testing.T) {
 	leakcheck.Check(t)
 	m := newMaster(t)
 	ch := m.worker(0)
-	own, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	asked := later(func() (net.PacketConn, error) { return ch.listenPacket("udp", ":53") })
-	f := m.expect(handoff.Listen)
-	f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Listener: 4,
-		Flags: handoff.ListeningShared | handoff.ListeningPacket, Payload: []byte("udp\x00" + own.LocalAddr().String())}
-	d := dup(t, own.(*net.UDPConn))
-	defer d.Close()
-	if err := m.c.Send(&f, d); err != nil {
-		t.Fatal(err)
-	}
-	c, err := wait(t, asked)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.expect(handoff.Ready)
+	c, own := m.sharePackets(ch, 4)
 	client := later(func() (net.Conn, error) { return net.Dial("udp", own.LocalAddr().String()) })
 	conn, err := wait(t, client)
 	if err != nil {
