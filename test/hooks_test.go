@@ -198,8 +198,7 @@ func TestHookThatHangs(t *testing.T) {
 	serves(t, m, load.Config{Total: 10})
 	m.Signal(syscall.SIGTERM)
 	m.WaitFrom(0, 2, harness.Named("worker.exit"))
-	m.Signal(syscall.SIGTERM) // the second does not wait for hooks
-	m.WaitExit()
+	m.TermUntilExit() // which does not wait for hooks
 	if lines := h.lines(); !slices.Equal(lines, []string{"ready"}) {
 		t.Errorf("%q", lines)
 	}

@@ -64,11 +64,10 @@ func TestLameDuckCutShort(t *testing.T) {
 	m := rr(t, 2, "--lame-duck", "10m")
 	m.Signal(syscall.SIGTERM)
 	m.Wait(harness.Named("lameduck.start"))
-	m.Signal(syscall.SIGTERM)
-	m.Wait(harness.Named("stop.now"))
-	if code := m.WaitExit(); code != 0 {
+	if code := m.TermUntilExit(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+	m.Wait(harness.Named("stop.now"))
 }
 
 // drain works under every policy. Readiness is red when it returns, --lame-duck is no

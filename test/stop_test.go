@@ -95,24 +95,33 @@ func TestStopServesTheQueue(t *testing.T) {
 	m.WaitExit()
 }
 
-// The second TERM stops at once.
+// A second TERM or INT stops at once, from a second after the first signal on. Earlier it is
+// the same request, as coreutils timeout and npm send it.
 func TestStopTwice(t *testing.T) {
 	t.Parallel()
 	m := rr(t, 2)
 	finish := waiting(t, m, load.Config{Clients: 10, Total: 10, URI: func(int) string { return "/sleep?ms=30000" }})
 	m.WaitStatus("all to be taken", func(s *harness.Status) bool { return s.Acked() == 10 })
 	m.Signal(syscall.SIGTERM)
-	m.Wait(harness.Named("drain.start"))
+	began := timeOf(t, m.Wait(harness.Named("drain.start")))
+	m.Signal(syscall.SIGINT)
+	m.Wait(harness.Named("signal.ignored"))
+	m.Signal(syscall.SIGQUIT)
 	start := time.Now()
-	m.Signal(syscall.SIGTERM)
-	m.WaitExit()
+	m.TermUntilExit()
 	if took := time.Since(start); took > soon {
 		t.Errorf("it took %v", took)
 	}
 	if r := finish(); r.Count(load.OK) != 0 || r.Count(load.Timeout) != 0 {
 		t.Error(r)
 	}
-	m.Wait(harness.Named("stop.now"))
+	now := timeOf(t, m.Wait(harness.Named("stop.now")))
+	if after := now.Sub(began); after < 900*time.Millisecond { // drain.start is a little later than the signal
+		t.Errorf("stopped at once %v after the first signal", after)
+	}
+	if n := len(m.Events(harness.Named("signal.ignored"))); n != 1 {
+		t.Errorf("%d records of repeats, want 1", n)
+	}
 }
 
 // The drain time-out cuts what is left, says how many, and is no failure.

@@ -321,7 +321,10 @@ func (m *master) startHooks(services *sync.WaitGroup) (finish func(signals <-cha
 			case <-timer.C:
 				return
 			case sig := <-signals:
-				if stops(sig) {
+				if !m.hangup.stops(sig) {
+					break
+				}
+				if v := m.judgeStop(sig); v == stopFirst || v == stopAtOnce {
 					return
 				}
 			case now := <-m.ctl.stopC:
@@ -352,7 +355,7 @@ func (m *master) beforeStart(signals <-chan os.Signal) (stopped bool, err error)
 			}
 			return false, err
 		case sig := <-signals:
-			if stops(sig) {
+			if m.hangup.stops(sig) {
 				m.log.Info().Str("event", "stop.now").Stringer("signal", sig).Msg("stopping before the start")
 				stopped = true
 				cancel()

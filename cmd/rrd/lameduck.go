@@ -6,7 +6,6 @@ import (
 	"context"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"rrd/cmd/internal/control"
@@ -210,8 +209,3 @@ func (m *master) Undrain() error {
 // ends reports whether the master is on its way to the end: it was asked to stop, or its
 // listeners are closed.
 func (m *master) ends() bool { return m.stopping.Load() || m.duck.drains() }
-
-// stops says whether a signal asks for an end.
-func stops(sig os.Signal) bool {
-	return sig == syscall.SIGTERM || sig == syscall.SIGINT || sig == syscall.SIGQUIT
-}

@@ -52,6 +52,7 @@ type master struct {
 	ctl        *controls   // the control socket's
 	draining   atomic.Bool // asked to stop, or only to leave rotation: not ready
 	stopping   atomic.Bool // asked to stop
+	hangup     hangup
 	reloads    reloads
 	upgrades   upgrades
 	program    string       // the file that this program was started from
@@ -62,6 +63,8 @@ type master struct {
 	lostBefore atomic.Uint64 // connections that died with their workers before the drain
 	slots      sync.Map      // of each worker, an int by its ID: for the log
 
+	stopRequest stopRequest // of whoever reads the signals: supervise, and then finishHooks
+
 	mu        sync.Mutex
 	wasReady  map[int]bool // by slot, once its first start is over
 	announced bool
@@ -70,7 +73,8 @@ type master struct {
 
 // runMaster runs until everything it started has ended.
 func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
-	signals := catchSignals() // first: from here on no signal ends the process untold
+	hangup := noteHangup()
+	signals := catchSignals() // from here on no signal ends the process untold
 	defer signal.Stop(signals)
 	activated := takeActivation(environ, os.Getpid())
 	if err := pool.CloseOnExecAll(); err != nil {
@@ -87,6 +91,7 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 	}
 	m := newMaster(c, args, environ, stdout, stderr)
 	defer m.sink.close()
+	m.hangup = hangup
 	m.forgetSockets(activated.claimKept(c.Listen))
 	return m.run(environ, signals, isTerminal(stdout), stderr)
 }
@@ -196,6 +201,7 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 			return
 		}
 		if since, backC, first := m.leave(toStop); first {
+			m.stopRequest = stopRequest{since: time.Now()}
 			stopped.Go(func() { m.stopGracefully(ctx, since, backC, field, why) })
 		}
 	}
@@ -209,11 +215,17 @@ func (m *master) supervise(signals <-chan os.Signal, ended <-chan error) error {
 			m.log.Error().Str("event", "dispatcher.failed").AnErr("error", m.dispatcher.Err()).Msg("dispatching has ended: stopping")
 			m.pool.StopNow()
 		case sig := <-signals:
-			if !stops(sig) {
+			if !m.hangup.stops(sig) {
 				m.heed(sig)
 				break
 			}
-			stop("signal", sig.String(), m.stopping.Load() && sig != syscall.SIGQUIT)
+			switch m.judgeStop(sig) {
+			case stopFirst:
+				stop("signal", sig.String(), false)
+			case stopAtOnce:
+				stop("signal", sig.String(), true)
+			case stopSame, stopRepeat:
+			}
 		case now := <-m.ctl.stopC:
 			why := "rrdctl stop"
 			if now {

@@ -31,7 +31,7 @@ func (m *master) heed(sig os.Signal) {
 	case syscall.SIGUSR1:
 		m.dump()
 	case syscall.SIGHUP:
-		m.wantReload()
+		m.reloadAsked(sig)
 	case syscall.SIGWINCH:
 		m.outOfRotation(sig)
 	case syscall.SIGUSR2:
@@ -41,6 +41,16 @@ func (m *master) heed(sig os.Signal) {
 	case syscall.SIGTTOU:
 		m.resize(sig, m.pool.Shrink)
 	}
+}
+
+// reloadAsked is a HUP that does not stop.
+func (m *master) reloadAsked(sig os.Signal) {
+	if m.hangup.Ignored {
+		m.log.Info().Str("event", "signal.ignored").Stringer("signal", sig).
+			Msg("HUP was ignored when rrd was started, as nohup does: use rrdctl reload")
+		return
+	}
+	m.wantReload()
 }
 
 // resize is one worker more or less. With a controlling terminal these signals
@@ -56,15 +66,6 @@ func (m *master) resize(sig os.Signal, change func() (int, error)) {
 		return
 	}
 	m.log.Info().Str("event", "workers.resize").Stringer("signal", sig).Int("workers", n).Msg("number of workers changed")
-}
-
-func hasTerminal() bool {
-	f, err := os.OpenFile("/dev/tty", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		return false
-	}
-	_ = f.Close()
-	return true
 }
 
 // dump logs the state of everything: a line for each worker and listener and one

@@ -37,6 +37,7 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 	m.program = r.Path
 	m.listeners, m.metricsAt = r.Listeners, r.MetricsAt
 	m.resumed = r
+	m.hangup = r.Hangup
 	m.restoreCounts(r.savedMaster)
 	m.stayOut(r.LameDuck)
 	if m.pool, err = pool.Restore(m.poolConfig(environ), r.Pool); err != nil {

@@ -76,6 +76,8 @@ type savedMaster struct {
 	Announced  bool
 	SaidSilent bool
 
+	Hangup hangup
+
 	// HUP, or another USR2, came meanwhile.
 	ReloadAsked, UpgradeAsked bool
 

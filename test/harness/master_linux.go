@@ -9,12 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"rrd/handoff"
 )
 
 // AnyExit is for tests that judge the exit code themselves.
@@ -36,6 +39,8 @@ type Options struct {
 	Program string
 	// Files are inherited from descriptor 3 on. They stay the caller's.
 	Files []*os.File
+	// Terminal becomes its controlling terminal. It stays the caller's.
+	Terminal *os.File
 	// Wrap comes before the program on the command line.
 	Wrap []string
 
@@ -171,8 +176,13 @@ func launch(t testing.TB, o Options) *Master {
 	m.cmd.Dir = m.dir
 	m.cmd.Env = append(append(cleanEnviron(), m.mark, "TMPDIR="+m.tmp), o.Env...)
 	m.cmd.ExtraFiles = o.Files
-	// A session of its own: no controlling terminal, which would send signals.
+	// A session of its own: no controlling terminal but the test's, which would send signals.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if o.Terminal != nil {
+		m.cmd.SysProcAttr.Setctty = true
+		m.cmd.SysProcAttr.Ctty = handoff.FirstInheritedFD + len(o.Files)
+		m.cmd.ExtraFiles = append(slices.Clone(o.Files), o.Terminal)
+	}
 	r, w, err := pipes()
 	if err != nil {
 		t.Fatal(err)
@@ -313,6 +323,20 @@ func (m *Master) Stop() time.Duration {
 	m.Signal(syscall.SIGTERM)
 	m.WaitExit()
 	return time.Since(start)
+}
+
+// TermUntilExit repeats TERM until the master has ended: at first the repeats count as the
+// same request. It returns the exit code.
+func (m *Master) TermUntilExit() int {
+	m.t.Helper()
+	Poll(m.t, "the master to stop at once", func() error {
+		if m.gone() {
+			return nil
+		}
+		_ = m.cmd.Process.Signal(syscall.SIGTERM) // it may have ended just now
+		return errors.New("still there")
+	})
+	return m.WaitExit()
 }
 
 // WaitExit waits until the master has ended, and returns its exit code.

@@ -1,0 +1,97 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// repeatWithin is how long after the first request to stop a TERM or INT repeats that
+// request. Later it is a request of its own: to stop at once. coreutils timeout, npm and a
+// terminal deliver the same request twice within milliseconds.
+const repeatWithin = time.Second
+
+// verdict is what a signal that stops asks for.
+type verdict int
+
+const (
+	stopFirst  verdict = iota // the first request: stop gracefully
+	stopSame                  // nothing more than the first
+	stopRepeat                // nothing more, and it is the first repeat: worth a record
+	stopAtOnce
+)
+
+// stopRequest is the request to stop that is being fulfilled. The goroutine that reads the
+// signals owns it.
+type stopRequest struct {
+	since time.Time // when it came
+	told  bool      // a repeat was recorded
+}
+
+// judge says what sig asks for at the time now. stopping reports whether rrd stops already.
+func (r *stopRequest) judge(sig os.Signal, stopping bool, now time.Time) verdict {
+	switch {
+	case !stopping:
+		return stopFirst
+	case sig != syscall.SIGTERM && sig != syscall.SIGINT:
+		return stopSame // QUIT and HUP never hurry
+	case now.Sub(r.since) >= repeatWithin:
+		return stopAtOnce
+	case r.told:
+		return stopSame
+	default:
+		r.told = true
+		return stopRepeat
+	}
+}
+
+// judgeStop is judge for a signal that has come now. It records the first repeat.
+func (m *master) judgeStop(sig os.Signal) verdict {
+	v := m.stopRequest.judge(sig, m.stopping.Load(), time.Now())
+	if v == stopRepeat {
+		m.log.Info().Str("event", "signal.ignored").Stringer("signal", sig).
+			Msg("rrd is stopping already: from one second after the first signal on, another TERM or INT stops it at once")
+	}
+	return v
+}
+
+// hangup is what rrd was started with that decides about HUP. It crosses an upgrade in
+// place, around which HUP is ignored: the new program must not look again.
+type hangup struct {
+	Terminal bool // rrd had a controlling terminal
+	Ignored  bool // HUP was ignored, as nohup does
+}
+
+// noteHangup looks at this process. It must come before catchSignals.
+func noteHangup() hangup {
+	return hangup{Terminal: hasTerminal(), Ignored: signal.Ignored(syscall.SIGHUP)}
+}
+
+// stops reports whether a signal asks for an end. HUP does if the terminal that rrd was
+// started on is gone.
+func (h hangup) stops(sig os.Signal) bool {
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+		return true
+	case syscall.SIGHUP:
+		return h.Terminal && !h.Ignored && errors.Is(openTerminal(), syscall.ENXIO)
+	}
+	return false
+}
+
+// hasTerminal reports whether this process has a controlling terminal.
+func hasTerminal() bool { return openTerminal() == nil }
+
+// openTerminal tries to open the controlling terminal. The error is ENXIO if there is none,
+// or if it has hung up (tried on Linux 6.18).
+func openTerminal() error {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
