@@ -61,7 +61,7 @@ func (a *acker) Next(f *handoff.Frame) (bool, error) {
 
 func (a *acker) Send(*handoff.Frame, handoff.FD) error { return nil }
 
-func (a *acker) Recall(func(*handoff.Frame)) error { return nil }
+func (a *acker) Unread() (handoff.FD, bool) { return handoff.FD{}, false }
 
 func (a *acker) Close() error { return unix.Close(a.event) }
 

@@ -58,9 +58,7 @@ func (l *loop) setLimits(c Limits) {
 		}
 		l.review(k)
 	}
-	for l.keptLen > l.cfg.RescueLimit {
-		l.letGo(l.kept.head)
-	}
+	l.limitKept()
 	if !l.queueFull && l.table.waiting >= l.cfg.QueueLimit || l.queueFull && l.table.waiting <= l.resumeBelow() {
 		l.queueFull = !l.queueFull
 		l.watchAll()

@@ -109,6 +109,11 @@ type Hooks struct {
 	AcceptPaused func(listener string, err error, pause time.Duration)
 	// Refused: a worker asked for a listener and did not get it.
 	Refused func(worker uint64, network, address string, err error)
+	// HelperWanted: the loop has a call to make that may wait, and no helper to make
+	// it. Start one, and give it with AddHelper.
+	HelperWanted func()
+	// HelperUseless: the helper hangs, or talks nonsense. It is to be killed.
+	HelperUseless func(pid int)
 	// Ignored: clients wait in a shared listener's queue and nobody accepts them.
 	Ignored func(ListenerInfo)
 }

@@ -23,6 +23,7 @@ func TestDisown(t *testing.T) {
 	s.settle() // 2 to other, 3 to the shell's child, which has not read it
 	s.l.disown(shell.id)
 	s.l.disown(99)
+	s.settle()
 	s.connect(ln, 1)
 	s.settle()
 	other.mustGet(2, 3, 4)

@@ -21,6 +21,9 @@ func (l *loop) nextDeadline() int64 {
 	if c := l.flight.head; c != none {
 		sooner(l.socks[c].sent + int64(l.cfg.BusyAfter))
 	}
+	if at := l.aside.Next(); at != 0 {
+		sooner(at)
+	}
 	if l.acceptAt != 0 {
 		sooner(l.acceptAt)
 	}

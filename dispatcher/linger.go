@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"io"
 	"sync"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 // kernel's net/ipv4), and the option is the worker's to set. So the loop never
 // closes a socket that lingers: a few closers do. Who has set the option in good
 // faith has the connection open, so our copy is not the last and nothing waits. If
-// all closers wait, some worker means harm: then the option goes before the
-// socket does.
+// all closers wait, some worker means harm: then a helper takes the option away before it
+// closes the socket.
 const (
 	closers     = 2
 	lingerQueue = 64
@@ -21,24 +22,35 @@ const (
 
 // lingering is what is to be closed where nobody minds the wait.
 type lingering struct {
-	fds  chan handoff.FD
-	done sync.WaitGroup
-	once sync.Once // Close may be called again
+	closers chan io.Closer
+	done    sync.WaitGroup
+	once    sync.Once // Close may be called again
 }
 
 // start starts the closers; stop ends them.
 func (q *lingering) start() {
-	q.fds = make(chan handoff.FD, lingerQueue)
+	q.closers = make(chan io.Closer, lingerQueue)
 	for range closers {
 		q.done.Go(q.run)
 	}
 }
 
 func (q *lingering) run() {
-	for d := range q.fds {
-		_ = d.Close()
+	for c := range q.closers {
+		_ = c.Close()
 	}
 }
+
+// later closes c where waiting does no harm.
+func (q *lingering) later(c io.Closer) {
+	select {
+	case q.closers <- c:
+	default:
+		go closeAlone(c) // no one waits: it may hang for as long as a worker likes
+	}
+}
+
+func closeAlone(c io.Closer) { _ = c.Close() }
 
 // closersLeft is how long stop waits for closers. One that waits in the kernel
 // for a worker's SO_LINGER is left behind: the process is about to end.
@@ -46,7 +58,7 @@ const closersLeft = time.Second
 
 // stop ends the closers once what is queued is closed.
 func (q *lingering) stop() {
-	q.once.Do(func() { close(q.fds) })
+	q.once.Do(func() { close(q.closers) })
 	ended := make(chan struct{})
 	go q.wait(ended) // ends with the closers
 	select {
@@ -65,12 +77,14 @@ func (l *loop) closeConn(s *sock) {
 	if lingers(s.fd) {
 		d := handoff.Own(s.fd.Release())
 		select {
-		case l.d.lingering.fds <- d:
+		case l.d.lingering.closers <- &d:
 			return
 		default:
-			s.fd = d
-			doNotLinger(d)
+			if l.aside.Discard(&d) {
+				return
+			}
 		}
+		s.fd = d
 	}
 	_ = s.fd.Close()
 }

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"io"
-	"slices"
 	"syscall"
 	"time"
 
@@ -58,6 +57,9 @@ type link struct {
 
 	toldUnhealthy bool  // what Hooks.Health was told last
 	healthAt      int64 // and when it may be told again
+
+	recalling recalling
+	removal   *removal // it is dead; nil: it lives, as far as is known
 }
 
 type parcel struct {
@@ -95,7 +97,7 @@ func (k *link) active() int64 {
 
 // review blocks or unblocks a worker in the table according to its state.
 func (l *loop) review(k *link) {
-	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone && !k.unhealthy && !l.atLimit(k) && !l.isSettling(k) {
+	if k.ready && k.state == handoff.Serving && !k.late && !k.full && !k.gone && !k.unhealthy && !k.recalling.under && !l.atLimit(k) && !l.isSettling(k) {
 		l.table.unblock(k.idx)
 	} else {
 		l.table.block(k.idx)
@@ -365,88 +367,8 @@ func (l *loop) drain(worker uint64) {
 	}
 }
 
-// remove takes a dead worker's leavings: first what it never read, then its last
-// answers, then the rest.
-func (l *loop) remove(worker uint64, how Removal) {
-	k := l.byID[worker]
-	if k == nil {
-		return
-	}
-	l.recall(k, RedispatchWorkerExit, false)
-	l.lastAnswers(k)
-	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.workers[k.idx].flying.head {
-		if k.traits.Untouched && touched(l.socks[c].fd) {
-			l.acked(k, c) // the ack was behind what its program sent itself, and died with it
-			continue
-		}
-		k.stats.Failures[FailWorkerExit]++
-		if how.Blame && !k.traits.Untouched {
-			l.socks[c].deaths++
-		}
-		poison := l.socks[c].deaths >= maxDeaths
-		l.takeBack(c, RedispatchWorkerExit)
-		if poison {
-			l.drop(c, DropPoison)
-		}
-	}
-	open := k.active()
-	k.stats.Lost += uint64(max(open-l.rescue(k, how.Blame), 0))
-	if !k.gone {
-		_ = l.poll.remove(k.ch.Num())
-	}
-	k.forgetUnsent()
-	_ = k.ch.Close()
-	l.forgetLate(k)
-	l.healths = slices.DeleteFunc(l.healths, func(h *link) bool { return h == k })
-	l.settling = slices.DeleteFunc(l.settling, func(o *link) bool { return o == k })
-	l.releasing = slices.DeleteFunc(l.releasing, func(o *link) bool { return o == k })
-	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k })
-	l.table.removeWorker(k.idx)
-	l.links[k.idx] = nil
-	delete(l.byID, worker)
-	l.leaveAsked(k)
-	if slices.ContainsFunc(l.links, func(o *link) bool {
-		return o != nil && o.slot == k.slot && o.ready && !o.gone && o.state == handoff.Serving
-	}) {
-		l.releaseAsked(k.slot) // its successor has what it wants
-	}
-	if l.cfg.Policy == SchedReuseport {
-		l.reviewSlots()
-	}
-}
-
 // maxDeaths: the third worker that dies having read a connection was its last.
 const maxDeaths = 3
-
-// recall takes back what the worker has not read. From a living one, what is no
-// handoff is sent again.
-func (l *loop) recall(k *link, why Redispatch, alive bool) {
-	var again []handoff.Frame
-	err := k.ch.Recall(func(f *handoff.Frame) {
-		if f.Type != handoff.Handoff {
-			if alive {
-				g := *f
-				g.Payload = append([]byte(nil), f.Payload...)
-				again = append(again, g)
-			}
-			return
-		}
-		if c, ok := l.flyingConn(k, f.Seq); ok {
-			if alive {
-				k.stats.Failures[FailAckTimeout]++
-			} else {
-				k.stats.Failures[FailWorkerExit]++
-			}
-			l.takeBack(c, why)
-		}
-	})
-	if err != nil {
-		l.fatal("recall", err)
-	}
-	for _, f := range again {
-		l.sayAgain(k, f)
-	}
-}
 
 // sayAgain repeats a recalled frame. The descriptor of a shared listener was
 // lost with the message: it is lent anew.

@@ -76,7 +76,7 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 	ln := &listener{conf: c, asked: a, sock: s, network: s.network, addr: s.addr}
 	ln.shared = s.packet() || l.cfg.Policy != SchedRR
 	ln.id = l.table.addListener()
-	ln.token = l.token(int(ln.id), 0)
+	ln.token = l.token(int(ln.id), tokenIsListener)
 	if int(ln.id) == len(l.listeners) {
 		l.listeners = append(l.listeners, nil)
 	}

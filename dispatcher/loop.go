@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"time"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -54,6 +55,8 @@ type loop struct {
 	draining  bool
 	idle      []chan struct{} // closed when nothing waits, flies or listens
 	stopping  bool
+	removing  int // dead workers that are not forgotten yet
+	aside     *aside.Client
 	reports   reports
 	slotStats []*SlotStats // by slot
 	names     []*nameStats
@@ -100,6 +103,8 @@ func newLoop(d *Dispatcher) *loop {
 		byWire: make(map[uint32]*listener),
 		flight: emptySocks, kept: emptySocks,
 	}
+	l.aside = aside.NewClient(aside.Config{Limit: l.asideLimit, Want: l.wantHelper, Kill: l.killHelper,
+		Watch: l.watchHelper, Unwatch: l.unwatchHelper})
 	l.stats.Policy = d.cfg.Policy
 	l.beatAt = l.beatEvery()
 	return l
@@ -126,7 +131,9 @@ func (l *loop) turn() error {
 		switch {
 		case p.token == tokenWake:
 			requests = true
-		case p.token&tokenIsLink != 0:
+		case p.token&tokenKinds == tokenIsHelper:
+			l.aside.Receive(p.token)
+		case p.token&tokenKinds == tokenIsLink:
 			if k := l.linkByToken(p.token); k != nil {
 				l.answers(k, p.writable)
 			}
@@ -153,18 +160,22 @@ func (l *loop) turn() error {
 }
 
 // A token names what was polled: a serial number, so that an event of something
-// that is gone finds nothing, an index, and a bit for its kind.
+// that is gone finds nothing, an index, and two bits for its kind.
 const (
-	tokenIsLink    = 1
-	tokenIndexBits = 20
+	tokenIsListener = 0
+	tokenIsLink     = 1
+	tokenIsHelper   = 2
+	tokenKinds      = 3
+	tokenKindBits   = 2
+	tokenIndexBits  = 20
 )
 
 func (l *loop) token(index int, kind uint64) uint64 {
 	l.serial++
-	return l.serial<<(tokenIndexBits+1) | uint64(index)<<1 | kind
+	return l.serial<<(tokenIndexBits+tokenKindBits) | uint64(index)<<tokenKindBits | kind
 }
 
-func tokenIndex(token uint64) int { return int(token >> 1 & (1<<tokenIndexBits - 1)) }
+func tokenIndex(token uint64) int { return int(token >> tokenKindBits & (1<<tokenIndexBits - 1)) }
 
 func (l *loop) linkByToken(token uint64) *link {
 	if i := tokenIndex(token); i < len(l.links) && l.links[i] != nil && l.links[i].token == token {
@@ -310,7 +321,8 @@ func (l *loop) afterwards() {
 	if l.defunct > 0 {
 		l.bury()
 	}
-	if len(l.idle) > 0 && l.closing == 0 && l.table.waiting == 0 && l.inFlight() == 0 {
+	l.aside.Flush(l.now)
+	if len(l.idle) > 0 && l.closing == 0 && l.removing == 0 && l.table.waiting == 0 && l.inFlight() == 0 {
 		for _, c := range l.idle {
 			close(c)
 		}
@@ -333,8 +345,10 @@ func (l *loop) stop() { l.stopping = true }
 
 // finish drops and closes everything.
 func (l *loop) finish() {
-	for l.kept.head != none {
-		l.letGo(l.kept.head)
+	for c := range l.socks {
+		if l.table.conns[c].state == connKept {
+			l.letGo(connID(c))
+		}
 	}
 	for _, k := range l.links {
 		if k == nil {
@@ -356,6 +370,8 @@ func (l *loop) finish() {
 		}
 		ln.closeSockets()
 	}
+	l.aside.Flush(l.now) // what was given to it
+	l.aside.Close()
 	l.reportDrops(true)
 	// Under the lock that posting takes, so that nobody wakes a poller whose
 	// descriptors are closed, or are another's by then.

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,8 +36,10 @@ func TestDeathWithEveryKindOfHandoff(t *testing.T) {
 		if len(other.has) != 6 {
 			t.Fatalf("it got %v", other.has)
 		}
+		// Those that come back unread do not wait for the others to be judged.
+		slices.SortFunc(other.has, func(a, b handed) int { return a.client - b.client })
 		for i, h := range other.has {
-			if h.client != i+2 && i > 0 || h.deaths != want[i] {
+			if h.client != i+2 || h.deaths != want[i] {
 				t.Errorf("blame %v: client %d with %d deaths, want %d with %d", blame, h.client, h.deaths, i+2, want[i])
 			}
 		}

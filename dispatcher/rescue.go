@@ -1,5 +1,7 @@
 package dispatcher
 
+import "rrd/dispatcher/internal/aside"
+
 // Rescue: a connection that a worker has acked and not touched is still whole
 // when the worker dies. While a worker that promised to say TOUCHED has not said
 // it, the loop keeps its copy; at the worker's death the kernel tells whether a
@@ -18,7 +20,14 @@ func (l *loop) keep(c connID) {
 	l.flight.remove(l.socks, c)
 	l.table.keep(c)
 	l.kept.push(l.socks, c)
-	if l.keptLen++; l.keptLen > l.cfg.RescueLimit {
+	l.keptLen++
+	l.limitKept()
+}
+
+// limitKept lets the oldest copies go that are too many. Those that a helper is asked
+// about are not among them.
+func (l *loop) limitKept() {
+	for l.keptLen > l.cfg.RescueLimit && l.kept.head != none {
 		l.letGo(l.kept.head)
 	}
 }
@@ -45,38 +54,73 @@ func (l *loop) touched(k *link, seq uint64) {
 	}
 }
 
-// rescue takes back what a dead worker acked and left untouched, and closes the
-// copies of the rest.
-func (l *loop) rescue(k *link, blame bool) (rescued int64) {
-	for c := l.kept.head; c != none; {
-		next := l.socks[c].next
-		if l.table.conns[c].worker == k.idx && l.rescueOne(c, blame) {
-			rescued++
+// rescue asks the kernel about each copy of a dead worker's. What was left untouched
+// comes back, and the copies of the rest are closed.
+func (l *loop) rescue(k *link) {
+	next := connID(none)
+	for c := l.kept.head; c != none; c = next {
+		next = l.socks[c].next
+		switch e := &l.table.conns[c]; {
+		case e.worker != k.idx:
+		case l.listeners[e.listener].dropQueue:
+			l.letGo(c)
+		default:
+			l.kept.remove(l.socks, c) // it cannot be let go to make room any more
+			l.askConn(k, c, func(a *aside.Answer) { l.rescueOne(k, c, a) })
 		}
-		c = next
 	}
-	return rescued
 }
 
-func (l *loop) rescueOne(c connID, blame bool) bool {
+// rescueOne judges one copy. A question that was not answered counts as touched.
+func (l *loop) rescueOne(k *link, c connID, a *aside.Answer) {
 	s := &l.socks[c]
 	ln := l.listeners[l.table.conns[c].listener]
-	if !untouched(s.fd) || ln.dropQueue {
+	if !isUntouched(a) || ln.dropQueue {
 		l.letGo(c)
-		return false
+		return
 	}
-	l.kept.remove(l.socks, c)
+	k.removal.rescued++
 	l.keptLen--
 	s.seq = 0
-	if blame {
+	if k.removal.Blame {
 		s.deaths++
 	}
 	ln.stats.Rescued++
 	l.table.rescue(c)
 	if s.deaths >= maxDeaths {
 		l.drop(c, DropPoison)
-		return true
+		return
 	}
 	l.stats.Redispatches[RedispatchRescued]++
-	return true
+}
+
+const (
+	tcpEstablished = 1 // include/net/tcp_states.h
+	tcpClose       = 7
+	tcpCloseWait   = 8
+)
+
+// isUntouched reports whether no process has read from or written to a TCP
+// connection: all that was received is still in its buffer, and nothing was ever
+// sent. A FIN counts as one byte received that the buffer does not have.
+func isUntouched(a *aside.Answer) bool {
+	f, ok := a.Conn()
+	if !ok || f.Sent != 0 || f.Unsent != 0 {
+		return false
+	}
+	switch f.State {
+	case tcpEstablished:
+		return f.Received == uint64(f.Unread)
+	case tcpCloseWait:
+		return f.Received == uint64(f.Unread)+1
+	}
+	return false
+}
+
+// touchedOrUnknown reports whether some process has read from or written to a
+// connection, or the kernel did not answer in time. Once the client has reset a
+// connection that cannot be told, and it counts as untouched.
+func touchedOrUnknown(a *aside.Answer) bool {
+	f, ok := a.Conn()
+	return !a.Known || ok && f.State != tcpClose && !isUntouched(a)
 }

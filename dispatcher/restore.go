@@ -96,9 +96,24 @@ func (l *loop) restore(s *State, codec ChannelCodec) error {
 		if k != nil {
 			l.review(k)
 			l.tellAgain(k)
+			l.askAgain(k)
 		}
 	}
 	return nil
+}
+
+// askAgain asks a helper again for what the image before had not been answered.
+func (l *loop) askAgain(k *link) {
+	switch {
+	case k.removal != nil:
+		l.removing++
+		l.recall(k, RedispatchWorkerExit, false)
+		l.afterRecall(k)
+	case k.gone:
+		l.recall(k, RedispatchWorkerExit, false)
+	case k.late:
+		l.recall(k, RedispatchRecalled, true)
+	}
 }
 
 // limits are those in force.
@@ -148,7 +163,7 @@ func (l *loop) restoreListeners(s *State) error {
 			id: in.ID, wire: in.Wire, conf: in.Conf, shared: in.Shared, waits: in.Waits, data: in.Data,
 			network: in.Network, addr: in.Addr, dropQueue: in.DropQueue, unwanted: in.Unwanted, stats: l.nameStats(in.Name),
 		}
-		ln.token = l.token(int(ln.id), 0)
+		ln.token = l.token(int(ln.id), tokenIsListener)
 		ln.neglect.since = l.now
 		l.listeners[ln.id], l.byWire[ln.wire] = ln, ln
 		if in.Sock != nil {
@@ -270,6 +285,9 @@ func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
 	for _, age := range in.AgainAt {
 		k.againAt = append(k.againAt, l.at(age))
 	}
+	if r := in.Removal; r != nil {
+		k.removal = &removal{Removal: r.Removal, rescued: r.Rescued}
+	}
 	for _, p := range in.Unsent {
 		k.unsent = append(k.unsent, parcel{p.Frame, p.Share})
 	}
@@ -315,6 +333,9 @@ func (l *loop) restoreRest(s *State) error {
 // tellAgain has the hooks told what is so of a worker.
 func (l *loop) tellAgain(k *link) {
 	h := &l.cfg.Hooks
+	if k.removal != nil {
+		return // the pool has forgotten it
+	}
 	if k.spoke {
 		l.tell(k, h.Spoke)
 	}

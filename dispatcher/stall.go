@@ -34,6 +34,7 @@ func (l *loop) stoodUntil(now int64) {
 // ended now and began after last, at most a tenth of HangTimeout later: a heartbeat was
 // due by then.
 func (l *loop) postpone(last, stall int64) {
+	l.aside.Postpone(stall)
 	for _, k := range l.links {
 		if k == nil {
 			continue

@@ -86,6 +86,14 @@ type savedLink struct {
 	Touches      bool
 	Unhealthy    bool
 	Reader       int
+
+	Removal *savedRemoval `json:",omitempty"` // it is dead
+}
+
+// savedRemoval is a removal that waits for a helper. Its questions are asked again.
+type savedRemoval struct {
+	Removal
+	Rescued int64
 }
 
 type savedParcel struct {
@@ -242,6 +250,8 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	switch {
 	case l.draining || l.stopping:
 		return nil, fmt.Errorf("it is being stopped: %w", ErrBusy)
+	case l.aside.Fresh(l.now):
+		return nil, fmt.Errorf("a helper is about to answer: %w", ErrBusy)
 	case l.closing > 0:
 		return nil, fmt.Errorf("a listener is being closed: %w", ErrBusy)
 	}
@@ -266,6 +276,11 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	}
 	for c := l.kept.head; c != none; c = l.socks[c].next {
 		s.Kept = append(s.Kept, c)
+	}
+	for c := range l.socks {
+		if l.table.conns[c].state == connKept && !l.socks[c].listed {
+			s.Kept = append(s.Kept, connID(c)) // a helper is asked about it
+		}
 	}
 	for _, k := range l.links {
 		if k == nil {
@@ -320,6 +335,9 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 		Acks: k.acks, Closed: k.closed, Joined: k.joined, Listens: k.listens, Pings: k.pings, RejectPause: k.pause,
 		LateSince: l.age(k.lateSince), Pinged: l.ageOr(k.pinged), Heard: l.age(k.heard), SettleIn: l.in(k.settleAt),
 		Touches: k.touches, Unhealthy: k.unhealthy, Reader: k.reader,
+	}
+	if r := k.removal; r != nil {
+		out.Removal = &savedRemoval{r.Removal, r.rescued}
 	}
 	for _, at := range k.againAt {
 		out.AgainAt = append(out.AgainAt, l.age(at))

@@ -8,12 +8,14 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 	"rrd/test/leakcheck"
 )
@@ -28,6 +30,11 @@ type stepped struct {
 	told    []string // what the hooks were told
 	clients int
 	peers   uint64
+	pids    int // of helpers, made up
+
+	// newHelper has a helper made; nil: none can be had. helpers waits for their ends.
+	newHelper func()
+	helpers   sync.WaitGroup
 }
 
 const aLongTime = time.Hour
@@ -47,6 +54,7 @@ func newStepped(t testing.TB, cfg Config) *stepped {
 		t.Fatal(err)
 	}
 	s := &stepped{TB: t}
+	s.newHelper = s.startHelper
 	cfg.Hooks = s.hooks()
 	s.d = &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
 	s.d.events.ready = make(chan struct{}, 1)
@@ -59,9 +67,40 @@ func newStepped(t testing.TB, cfg Config) *stepped {
 		close(s.d.ended)
 		s.d.helpers.Wait()
 		s.d.lingering.stop()
+		s.helpers.Wait()
 		s.lawful()
 	})
 	return s
+}
+
+// startHelper makes a helper out of a goroutine: everything real but the process.
+func (s *stepped) startHelper() {
+	s.Helper()
+	socket := s.addHelper()
+	s.helpers.Go(func() {
+		aside.Serve(socket)
+		_ = socket.Close()
+	})
+}
+
+// addHelper gives the loop a helper that the test plays, and returns its end.
+func (s *stepped) addHelper() handoff.FD {
+	s.Helper()
+	socket, child, err := HelperPair()
+	if err != nil {
+		s.Fatal(err)
+	}
+	end, err := handoff.Own(int(child.Fd())).Dup()
+	if err != nil {
+		s.Fatal(err)
+	}
+	_ = child.Close()
+	s.pids++
+	if err := s.l.addHelper(s.pids, socket); err != nil {
+		s.Fatal(err)
+	}
+	s.d.poll.wake()
+	return end
 }
 
 func (s *stepped) tell(format string, args ...any) {
@@ -88,7 +127,13 @@ func (s *stepped) hooks() Hooks {
 		Refused: func(w uint64, network, address string, err error) {
 			s.tell("refused %d %s %s: %v", w, network, address, err)
 		},
-		Ignored: func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
+		HelperWanted: func() {
+			if s.newHelper != nil {
+				s.newHelper()
+			}
+		},
+		HelperUseless: func(pid int) { s.tell("useless %d", pid) },
+		Ignored:       func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
 	}
 }
 
@@ -140,16 +185,26 @@ func (s *stepped) quiet() bool {
 	return at == 0 || at > s.l.clock.now()
 }
 
-// settle runs turns until the loop would sleep; it fails if that takes long.
+// settle runs turns until the loop would sleep and every helper has answered; it
+// fails if that takes long.
 func (s *stepped) settle() {
 	s.Helper()
 	s.step()
-	for n := 0; !s.quiet(); n++ {
+	for n := 0; !s.quiet() || !s.l.aside.Quiet(); n++ {
 		if n == 2000 {
 			s.Fatalf("the loop spins: %d turns and nothing left to do", n)
 		}
+		if s.quiet() {
+			s.awaitEvent()
+		}
 		s.step()
 	}
+}
+
+// awaitEvent waits for something to happen, as an answer of a helper.
+func (s *stepped) awaitEvent() {
+	p := []unix.PollFd{{Fd: int32(s.d.poll.ep.Num()), Events: unix.POLLIN}}
+	_, _ = unix.Poll(p, int(patience/time.Millisecond))
 }
 
 // until runs turns until ok, waiting for helpers of the loop.

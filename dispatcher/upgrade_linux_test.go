@@ -58,6 +58,10 @@ func (s *stepped) upgrade(peers ...*peer) {
 func (s *stepped) upgradeIn(took time.Duration, peers ...*peer) {
 	s.Helper()
 	var channels sameChannels
+	for s.l.aside.Fresh(s.l.clock.now()) {
+		s.awaitEvent()
+		s.step()
+	}
 	state, err := s.l.save(channels.codec())
 	if err != nil {
 		s.Fatal(err)
@@ -80,6 +84,7 @@ func (s *stepped) upgradeIn(took time.Duration, peers ...*peer) {
 	if s.l.beatAt == math.MaxInt64 {
 		l.beatAt = math.MaxInt64 // still no heartbeat
 	}
+	s.l.aside.Close()
 	_ = old.poll.close()
 	old.lingering.stop()
 	d.lingering.start()

@@ -17,8 +17,8 @@ type Channel interface {
 	// Receive reads for Next, which returns what the worker said frame by frame.
 	Receive() error
 	Next(f *Frame) (bool, error)
-	// Recall takes back what the worker has not received.
-	Recall(each func(*Frame)) error
+	// Unread lends the worker's end if it holds what the worker has not received.
+	Unread() (end FD, some bool)
 	// Close closes what the channel owns.
 	Close() error
 }

@@ -18,7 +18,7 @@ import (
 // message at a time, and taken apart with Next.
 type Conn struct {
 	fd     FD
-	peer   FD   // our duplicate of the worker's end, for Recall
+	peer   FD   // our duplicate of the worker's end, for Unread
 	stream bool // SOCK_STREAM: message boundaries are ours to keep
 
 	// The batch.
@@ -240,37 +240,46 @@ func (c *Conn) Next(f *Frame) (bool, error) {
 	return true, nil
 }
 
-// Recall receives in the worker's place what it has not received yet, and calls
-// each for every frame. The descriptors in the messages are closed by the
-// kernel: they were copies. What is no handoff is the caller's to send again.
-// On a stream nothing can be taken back while the worker lives, as it may have
-// read half a message: there Recall does nothing.
-func (c *Conn) Recall(each func(*Frame)) error {
-	if !c.peer.Valid() || c.stream {
-		return nil
-	}
+// Unread lends the worker's end of the channel if a message lies there that the
+// worker has not received. It never waits: the kernel counts the bytes without the
+// lock that a receiver holds (tried on Linux 6.18). On a stream Unread reports
+// false, as the worker may have read half of a message.
+func (c *Conn) Unread() (end FD, some bool) {
+	return c.peer, c.peer.Valid() && !c.stream && unreadBytes(c.peer.Num()) > 0
+}
+
+// Recall receives from the worker's end of a channel, in the worker's place, and
+// calls each with every message. The kernel closes the descriptors in a message:
+// they were copies. N.B. Recall waits while a process of the worker is inside
+// recvmsg(2) there, whatever the flags of the socket. It is for a process that may
+// wait.
+func Recall(end FD, each func(msg []byte)) error {
 	buf := make([]byte, MaxMessage)
 	for {
-		n, _, _, errno := recvmsg(c.peer.Num(), buf, nil)
-		if errno == unix.EAGAIN {
+		n, _, _, errno := recvmsg(end.Num(), buf, nil)
+		switch {
+		case errno == unix.EAGAIN || errno == 0 && n == 0:
 			return nil
-		}
-		if errno != 0 {
+		case errno != 0:
 			return errno
 		}
-		if n == 0 {
-			return nil
-		}
-		var f Frame
-		for b, first := buf[:n], true; len(b) > 0; first = false {
-			rest, err := Decode(&f, b, first)
-			if err != nil {
-				return err
-			}
-			each(&f)
-			b = rest
-		}
+		each(buf[:n])
 	}
+}
+
+// Frames calls each for the frames of a message that was recalled. An error says
+// that the rest of the message cannot be decoded: the worker has tampered with it.
+func Frames(msg []byte, each func(*Frame)) error {
+	var f Frame
+	for first := true; len(msg) > 0; first = false {
+		rest, err := Decode(&f, msg, first)
+		if err != nil {
+			return err
+		}
+		each(&f)
+		msg = rest
+	}
+	return nil
 }
 
 // isErrno reports whether err is that errno, without the allocation of errors.Is.

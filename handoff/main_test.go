@@ -274,3 +274,21 @@ func encode(frames ...Frame) []byte {
 	}
 	return b
 }
+
+// recall takes back what the worker of c has not read, frame by frame.
+func recall(c *Conn, each func(*Frame)) error {
+	end, some := c.Unread()
+	if !some {
+		return nil
+	}
+	var broken error
+	err := Recall(end, func(msg []byte) {
+		if err := Frames(msg, each); err != nil && broken == nil {
+			broken = err
+		}
+	})
+	if err == nil {
+		err = broken
+	}
+	return err
+}

@@ -32,3 +32,6 @@ func Pair() (master *Conn, child *os.File, err error) {
 	}
 	return c, child, nil
 }
+
+// unreadBytes is not asked on a stream.
+func unreadBytes(int) int { return 0 }

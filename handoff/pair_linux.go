@@ -11,7 +11,7 @@ import (
 const pollEnd = unix.POLLRDHUP
 
 // Pair makes a channel. The master's end owns itself and the duplicate of the
-// worker's end that Recall reads; child is the worker's end, to be inherited by
+// worker's end that Unread lends; child is the worker's end, to be inherited by
 // the worker and closed by the caller once it was spawned.
 //
 // SEQPACKET keeps the boundaries of messages. Where the kernel has SO_PASSRIGHTS
@@ -46,4 +46,14 @@ func pair(kind int) (*Conn, *os.File, error) {
 	}
 	c.peer = Own(dup)
 	return c, child, nil
+}
+
+// unreadBytes is how many bytes lie at a socket that were not received: SIOCINQ of
+// unix(7), which has the number of TIOCINQ.
+func unreadBytes(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -15,7 +15,7 @@ import (
 func (l *link) recalled() []Frame {
 	l.Helper()
 	var frames []Frame
-	if err := l.master.Recall(func(f *Frame) { frames = append(frames, *f) }); err != nil {
+	if err := recall(l.master, func(f *Frame) { frames = append(frames, *f) }); err != nil {
 		l.Fatal(err)
 	}
 	return frames
@@ -115,7 +115,7 @@ func TestRecallReportsOtherFrames(t *testing.T) {
 		}
 	}
 	var got []Frame
-	err := l.master.Recall(func(f *Frame) {
+	err := recall(l.master, func(f *Frame) {
 		c := *f
 		c.Payload = append([]byte(nil), f.Payload...)
 		if len(c.Payload) == 0 {

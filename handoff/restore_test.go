@@ -132,7 +132,7 @@ func (w *twins) oddStep() {
 	default:
 		w.both("recall", func(l *link) any {
 			var seqs []uint64
-			if err := l.master.Recall(func(f *Frame) { seqs = append(seqs, f.Seq) }); err != nil {
+			if err := recall(l.master, func(f *Frame) { seqs = append(seqs, f.Seq) }); err != nil {
 				w.Fatal(err)
 			}
 			return seqs
@@ -412,7 +412,7 @@ func FuzzRestore(f *testing.F) {
 			}
 		}
 		wantErrno(t, "send", c.Send(&Frame{Type: Ping}, FD{}), unix.EBADF)
-		if err := c.Recall(func(*Frame) {}); err != nil {
+		if err := recall(c, func(*Frame) {}); err != nil {
 			wantErrno(t, "recall", err, unix.EBADF)
 		}
 		wantErrno(t, "close", c.Close(), unix.EBADF)

@@ -160,7 +160,7 @@ func TestStreamRecallsNothing(t *testing.T) {
 	if err := l.flush(1, openFiles(t, 2)...); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.master.Recall(func(f *Frame) { t.Errorf("recalled %+v", f) }); err != nil {
+	if err := recall(l.master, func(f *Frame) { t.Errorf("recalled %+v", f) }); err != nil {
 		t.Error(err)
 	}
 	l.got(2)

@@ -117,8 +117,8 @@ func (c *Conn) Close() error {
 	return c.fd.Close()
 }
 
-// Recall does nothing: the worker may have read half of a message.
-func (c *Conn) Recall(func(*handoff.Frame)) error { return nil }
+// Unread reports false: the worker may have read half of a message.
+func (c *Conn) Unread() (end handoff.FD, some bool) { return handoff.FD{}, false }
 
 // WatchSender makes Receive note who sent each message, until IgnoreSender.
 func (c *Conn) WatchSender() error { return c.sender.Watch(c.fd.Num()) }

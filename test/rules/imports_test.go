@@ -80,6 +80,7 @@ var rules = []rule{
 			"cmd/rrdctl/*_unix.go", "cmd/rrd/*_linux.go",
 			"dispatcher/poll*.go", "dispatcher/sys*.go", "dispatcher/socket*.go", "dispatcher/accept*.go", "dispatcher/listen*.go",
 			"dispatcher/shared*.go", "dispatcher/*_linux.go", "dispatcher/*_bsd.go", "dispatcher/*_unix.go",
+			"dispatcher/internal/aside/*_linux.go", "dispatcher/internal/aside/*_bsd.go",
 			"worker/*_linux.go", "worker/*_unix.go", "worker/pool/*_linux.go", "worker/pool/*_unix.go",
 		},
 		why: "met in handoff and in files named for it, so that the rest can be read, and tested, without one",
