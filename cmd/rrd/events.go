@@ -68,6 +68,8 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 				m.ofWorker(m.log.Error().Str("event", "listener.refused"), id).Str("network", network).
 					Str("address", address).Err(err).Msg("a worker did not get the listener that it asked for")
 			},
+			HelperWanted:  m.helpers.want,
+			HelperUseless: m.helpers.useless,
 			Ignored: func(i dispatcher.ListenerInfo) {
 				m.log.Error().Str("event", "listener.ignored").Str("listener", i.Name).Str("address", i.Address).
 					Msg("clients wait and no worker accepts them: does the program use the listeners of LISTEN_FDS?")

@@ -48,6 +48,7 @@ type master struct {
 
 	notify     *notifier   // of the service manager; nil: there is none
 	hooks      *hookRunner // the user's commands
+	helpers    *helpers    // of the dispatcher
 	duck       *lameDuck   // the way out of rotation
 	ctl        *controls   // the control socket's
 	draining   atomic.Bool // asked to stop, or only to leave rotation: not ready
@@ -119,6 +120,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 	m.live.Store(c)
 	m.notify = systemd(m.log)
 	m.hooks = newHookRunner(m.log, environ)
+	m.helpers = newHelpers(m)
 	return m
 }
 
@@ -171,6 +173,7 @@ func (m *master) serve(serveMetrics, serveControl func(context.Context), signals
 	var services sync.WaitGroup
 	defer services.Wait()
 	defer cancel()
+	services.Go(func() { m.helpers.serve(ctx.Done()) })
 	services.Go(func() { serveMetrics(ctx) })
 	services.Go(func() { serveControl(ctx) })
 	services.Go(func() { m.serveNotify(ctx) })
@@ -309,6 +312,7 @@ func (m *master) closeDispatcher() {
 		if err := m.dispatcher.Close(); err != nil {
 			m.log.Error().Str("event", "dispatcher.failed").Err(err).Msg("dispatching had failed")
 		}
+		m.helpers.end()
 	})
 }
 

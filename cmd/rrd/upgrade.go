@@ -195,13 +195,15 @@ func (m *master) stand(ctx context.Context, old handoff.FD) (s *savedMaster, rel
 		m.pool.Thaw()
 		return nil, nil, err
 	}
+	m.helpers.mu.Lock() // none is started; those that there are end with the exec
 	parked, err := m.park(ctx)
 	if err != nil {
+		m.helpers.mu.Unlock()
 		m.pool.Thaw()
 		hooks()
 		return nil, nil, err
 	}
-	release = func() { parked.Resume(); m.pool.Thaw(); hooks() }
+	release = func() { parked.Resume(); m.helpers.mu.Unlock(); m.pool.Thaw(); hooks() }
 	s, err = m.save(parked, old)
 	if err != nil {
 		release()
@@ -240,7 +242,7 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		Hangup:      m.hangup,
 		ReloadAsked: m.reloads.wanted.pending(), UpgradeAsked: m.upgrades.wanted.pending(),
 		Age: time.Since(m.started), LameDuck: m.duck.age(), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
-		MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
+		Helpers: m.helpers.pids(), MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
 		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),
 	}
 	for _, level := range metrics.LogLevels {

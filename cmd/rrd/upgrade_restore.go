@@ -115,6 +115,7 @@ func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
 	// What the other image would have needed.
 	_, _, _ = r.Metrics.Close(), r.Control.Close(), r.OldImage.Close()
 	_ = r.file.Close()
+	m.helpers.adopt(r.Helpers)
 	if r.failed != "" {
 		m.noteUpgrade(fmt.Errorf("%s", r.failed))
 	} else {

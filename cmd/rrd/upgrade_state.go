@@ -53,6 +53,7 @@ type savedMaster struct {
 	LameDuck   time.Duration // how long it has been out of rotation; 0: it is in rotation
 	Listeners  []dispatcher.ListenerInfo
 	Dispatcher *dispatcher.State
+	Helpers    []int // pids of the dispatcher's helpers, to be reaped
 	Pool       *pool.SavedState
 
 	Metrics     handoff.FD
