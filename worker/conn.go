@@ -43,6 +43,7 @@ type hold struct {
 	seq   uint64 // of the handoff; meaningless if ack is 0
 	ack   uint64 // number of the ack; 0 if this process has accepted it by itself
 	state atomic.Uint32
+	leash atomic.Pointer[leash] // nil: the connection is not served by Serve
 }
 
 // The bits of hold.state.
@@ -155,6 +156,14 @@ func (h *hold) ended(op string, c net.Conn, err error) error {
 	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
 }
 
+// setDeadline sets a deadline of reads by set.
+func (h *hold) setDeadline(t time.Time, set func(time.Time) error) error {
+	if l := h.leash.Load(); l != nil {
+		return l.setDeadline(t, set)
+	}
+	return set(t)
+}
+
 // bareReader and bareWriter return the connection in a Conn, touched, so that
 // package net finds the types for which it has shortcuts.
 func bareReader(r io.Reader) io.Reader {
@@ -187,6 +196,9 @@ func (c *Conn) NetConn() net.Conn { c.h.touchNow(); return c.TCPConn }
 func (c *Conn) Read(b []byte) (int, error) {
 	c.h.touch()
 	n, err := c.TCPConn.Read(b)
+	if l := c.h.leash.Load(); l != nil {
+		n, err = l.finish(b, n, err)
+	}
 	return n, c.h.ended("read", c.TCPConn, err)
 }
 
@@ -244,10 +256,12 @@ func (c *Conn) Close() error { return c.h.close(c.TCPConn) }
 
 // What package net's types have in common, see noBuffers.
 
-func (c *Conn) LocalAddr() net.Addr                { return c.TCPConn.LocalAddr() }
-func (c *Conn) RemoteAddr() net.Addr               { return c.TCPConn.RemoteAddr() }
-func (c *Conn) SetDeadline(t time.Time) error      { return c.TCPConn.SetDeadline(t) }
-func (c *Conn) SetReadDeadline(t time.Time) error  { return c.TCPConn.SetReadDeadline(t) }
+func (c *Conn) LocalAddr() net.Addr           { return c.TCPConn.LocalAddr() }
+func (c *Conn) RemoteAddr() net.Addr          { return c.TCPConn.RemoteAddr() }
+func (c *Conn) SetDeadline(t time.Time) error { return c.h.setDeadline(t, c.TCPConn.SetDeadline) }
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	return c.h.setDeadline(t, c.TCPConn.SetReadDeadline)
+}
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.TCPConn.SetWriteDeadline(t) }
 func (c *Conn) SetReadBuffer(bytes int) error      { return c.TCPConn.SetReadBuffer(bytes) }
 func (c *Conn) SetWriteBuffer(bytes int) error     { return c.TCPConn.SetWriteBuffer(bytes) }

@@ -8,7 +8,7 @@
 //	if err != nil {
 //		log.Fatal(err)
 //	}
-//	log.Fatal(http.Serve(ln, handler))
+//	log.Fatal(worker.Serve(ln, &http.Server{Handler: handler}))
 //
 // # One channel, one reader
 //
@@ -44,9 +44,17 @@
 // that the master had lent 20 ms after the master's end, so that the next master can
 // have their addresses; Accept blocks.
 //
+// # Keep-alive
+//
+// An HTTP client that keeps its connection may send its next request at the moment that the
+// worker closes the connection, and that request is lost. Serve avoids it. While the
+// worker drains, each answer says that it is the last on its connection, and a connection
+// is closed without an answer only after half a second without a byte. http.Serve knows no
+// drain: idle connections hold the worker until the drain timeout.
+//
 // # Locks
 //
 // channel.mu guards all state of the channel and of its listeners. channel.sendMu
 // is held while frames are sent, taken before mu, so that frames leave in the
-// order in which they were written down.
+// order in which they were written down. The locks of Serve come before both.
 package worker

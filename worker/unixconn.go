@@ -13,6 +13,9 @@ func (c *UnixConn) NetConn() net.Conn { c.h.touchNow(); return c.UnixConn }
 func (c *UnixConn) Read(b []byte) (int, error) {
 	c.h.touch()
 	n, err := c.UnixConn.Read(b)
+	if l := c.h.leash.Load(); l != nil {
+		n, err = l.finish(b, n, err)
+	}
 	return n, c.h.ended("read", c.UnixConn, err)
 }
 
@@ -84,10 +87,12 @@ func (c *UnixConn) Close() error { return c.h.close(c.UnixConn) }
 
 // What package net's types have in common, see noBuffers.
 
-func (c *UnixConn) LocalAddr() net.Addr                { return c.UnixConn.LocalAddr() }
-func (c *UnixConn) RemoteAddr() net.Addr               { return c.UnixConn.RemoteAddr() }
-func (c *UnixConn) SetDeadline(t time.Time) error      { return c.UnixConn.SetDeadline(t) }
-func (c *UnixConn) SetReadDeadline(t time.Time) error  { return c.UnixConn.SetReadDeadline(t) }
+func (c *UnixConn) LocalAddr() net.Addr           { return c.UnixConn.LocalAddr() }
+func (c *UnixConn) RemoteAddr() net.Addr          { return c.UnixConn.RemoteAddr() }
+func (c *UnixConn) SetDeadline(t time.Time) error { return c.h.setDeadline(t, c.UnixConn.SetDeadline) }
+func (c *UnixConn) SetReadDeadline(t time.Time) error {
+	return c.h.setDeadline(t, c.UnixConn.SetReadDeadline)
+}
 func (c *UnixConn) SetWriteDeadline(t time.Time) error { return c.UnixConn.SetWriteDeadline(t) }
 func (c *UnixConn) SetReadBuffer(bytes int) error      { return c.UnixConn.SetReadBuffer(bytes) }
 func (c *UnixConn) SetWriteBuffer(bytes int) error     { return c.UnixConn.SetWriteBuffer(bytes) }
