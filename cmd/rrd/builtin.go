@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"rrd/dispatcher"
@@ -67,9 +66,6 @@ type builtInAnswer struct {
 type builtIn struct {
 	answer      builtInAnswer // what is the same in every one
 	connections atomic.Uint64
-
-	mu     sync.Mutex
-	silent map[net.Conn]time.Time // since when: connections without a request so far
 }
 
 type connectionKey struct{}
@@ -80,7 +76,7 @@ func runBuiltIn(args []string, stderr io.Writer) int {
 	if !worker.Active() || serr != nil || gerr != nil || len(args) < 2 {
 		return fail(stderr, exitUsage, fmt.Errorf("%s: only rrd itself starts its built-in worker; leave the argument out", builtInArg))
 	}
-	b := &builtIn{silent: make(map[net.Conn]time.Time), answer: builtInAnswer{Worker: slot, PID: os.Getpid(), Generation: generation, Policy: args[0]}}
+	b := &builtIn{answer: builtInAnswer{Worker: slot, PID: os.Getpid(), Generation: generation, Policy: args[0]}}
 	if err := b.serve(args[1:]); err != nil {
 		return fail(stderr, exitFailure, err)
 	}
@@ -92,7 +88,6 @@ func (b *builtIn) serve(listeners []string) error {
 	srv := &http.Server{
 		Handler:           b,
 		ReadHeaderTimeout: 30 * time.Second,
-		ConnState:         b.note,
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, connectionKey{}, b.connections.Add(1))
 		},
@@ -113,60 +108,9 @@ func (b *builtIn) serve(listeners []string) error {
 		if err != nil {
 			return err
 		}
-		serving.Go(func() { errs <- srv.Serve(ln) })
+		serving.Go(func() { errs <- worker.Serve(ln, srv) })
 	}
-	go b.endIdle(srv) // ends with the process
 	return <-errs
-}
-
-// silentLimit is how long a draining worker waits for the first request on a
-// connection; http.Server.Shutdown allows as much.
-const silentLimit = 5 * time.Second
-
-// endIdle lets idle connections go when rrd wants this worker to finish, and
-// those that never say anything.
-func (b *builtIn) endIdle(srv *http.Server) {
-	<-worker.Draining()
-	srv.SetKeepAlivesEnabled(false)
-	for now := range time.Tick(100 * time.Millisecond) {
-		b.mu.Lock()
-		for c, since := range b.silent {
-			if now.Sub(since) >= silentLimit && !hasSpoken(c) {
-				_ = c.Close()
-				delete(b.silent, c)
-			}
-		}
-		b.mu.Unlock()
-	}
-}
-
-// hasSpoken says whether there is something to read: this process may just have had no
-// time to.
-func hasSpoken(c net.Conn) bool {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return false
-	}
-	n := 0
-	_ = rc.Control(func(fd uintptr) {
-		n, _, _ = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	return n > 0
-}
-
-// note keeps silent.
-func (b *builtIn) note(c net.Conn, state http.ConnState) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if state == http.StateNew {
-		b.silent[c] = time.Now()
-	} else {
-		delete(b.silent, c)
-	}
 }
 
 // servePackets answers each datagram with the object that any path answers.
