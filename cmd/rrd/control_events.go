@@ -25,6 +25,7 @@ const (
 // rrd runs, and whoever follows the events sees them whatever the level.
 type logGate struct {
 	level   atomic.Int32 // of zerolog
+	journal bool         // the sink is the journal, which takes priorities. Set before the loggers are made
 	counter *metrics.LogCounter
 	events  eventHub
 }
@@ -55,8 +56,9 @@ func (g *logGate) Run(e *zerolog.Event, level zerolog.Level, _ string) {
 // rrd itself: the lines of workers would push them out.
 type gatedWriter struct {
 	io.Writer
-	gate *logGate
-	keep bool
+	byLevel map[zerolog.Level]io.Writer // in place of Writer where the sink takes priorities
+	gate    *logGate
+	keep    bool
 }
 
 func (w gatedWriter) WriteLevel(level zerolog.Level, p []byte) (int, error) {
@@ -65,6 +67,9 @@ func (w gatedWriter) WriteLevel(level zerolog.Level, p []byte) (int, error) {
 	}
 	if level < w.gate.get() {
 		return len(p), nil
+	}
+	if to := w.byLevel[level]; to != nil {
+		return to.Write(p)
 	}
 	return w.Write(p)
 }

@@ -161,7 +161,7 @@ func (m *master) workerOutput() pool.Output {
 			mode = string(pool.OutputPrefix)
 		}
 	}
-	return pool.Output{Mode: pool.OutputMode(mode), Writer: m.stdout, Record: func(l pool.Line) {
+	return pool.Output{Mode: pool.OutputMode(mode), Writer: forJournal(m.environ, m.stdout, zerolog.InfoLevel), Record: func(l pool.Line) {
 		e := m.output.Info().Str("event", "worker.output").Int("worker", l.Worker.Slot).Int("worker_pid", l.Worker.PID).
 			Str("stream", l.Stream).Bytes("line", l.Text)
 		if l.More {

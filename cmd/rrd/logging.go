@@ -55,15 +55,23 @@ func newGatedLogger(w io.Writer, terminal bool, environ []string, c *config, gat
 			format = "console"
 		}
 	}
-	if format == "console" {
-		w = zerolog.ConsoleWriter{
+	formatted := func(w io.Writer) io.Writer {
+		if format != "console" {
+			return escaper{w}
+		}
+		return zerolog.ConsoleWriter{
 			Out: w, NoColor: !terminal || !wantsColor(environ),
 			TimeFormat: logTime, TimeLocation: time.UTC, FormatMessage: consoleText, FormatFieldValue: consoleText,
 		}
-	} else {
-		w = escaper{w}
 	}
-	return zerolog.New(gatedWriter{w, gate, keep}).Hook(gate).With().Timestamp().Logger()
+	gated := gatedWriter{Writer: formatted(w), gate: gate, keep: keep}
+	if gate.journal {
+		gated.byLevel = make(map[zerolog.Level]io.Writer)
+		for level := zerolog.TraceLevel; level <= zerolog.NoLevel; level++ {
+			gated.byLevel[level] = formatted(priorityWriter{w, level})
+		}
+	}
+	return zerolog.New(gated).Hook(gate).With().Timestamp().Logger()
 }
 
 // consoleText is for messages, which ConsoleWriter writes as they are (the second

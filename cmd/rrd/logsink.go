@@ -5,8 +5,11 @@ package main
 import (
 	"bytes"
 	"io"
+	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // logSink is stderr behind a bounded queue that never makes its writer wait: what finds
@@ -98,11 +101,11 @@ func (s *logSink) close() {
 	s.ask(logLine{writtenC: make(chan struct{}), end: true}, logLinger)
 }
 
-// writeInTime writes what a process says last, and waits for a pipe that nobody reads no
-// longer than for the log: it is to end all the same.
+// writeInTime writes the last error of a process, to the journal with that priority. It
+// waits for a pipe that is not read no longer than for the log: the process ends anyway.
 func writeInTime(w io.Writer, text string) {
 	doneC := make(chan struct{})
-	go writeText(w, text, doneC) // ends with its write, or with the process
+	go writeText(forJournal(os.Environ(), w, zerolog.ErrorLevel), text, doneC) // ends with its write, or with the process
 	timer := time.NewTimer(logLinger)
 	defer timer.Stop()
 	select {

@@ -102,6 +102,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 	counter := &metrics.LogCounter{}
 	direct := &lockedWriter{w: stderr}
 	gate := newLogGate(c.LogLevel, counter)
+	gate.journal = toJournal(environ, stderr)
 	output := newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false)
 	sink := newLogSink(direct, func(lines int64) {
 		output.Warn().Str("event", "log.lost").Int64("lost", lines).Msg("so many records were lost: the log was not read")
