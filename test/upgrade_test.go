@@ -418,4 +418,13 @@ func TestControlUpgrade(t *testing.T) {
 	u.install(second)
 	done(t, u.Master, "upgrade")
 	u.AllReady()
+	// The history is that of all the images.
+	history, at := done(t, u.Master, "events"), 0
+	for _, want := range []string{"listener.open", "worker.ready worker=0", "panic: it-cannot", "to=v2", "upgrade.failed", "upgrade.done"} {
+		i := strings.Index(history[at:], want)
+		if i < 0 {
+			t.Fatalf("no %q after byte %d of\n%s", want, at, history)
+		}
+		at += i
+	}
 }

@@ -17,6 +17,8 @@ import (
 const (
 	// keptEvents is how many records rrdctl events shows without --follow.
 	keptEvents = 256
+	// savedEvents is how many bytes of them cross an upgrade in place.
+	savedEvents = 512 << 10
 	// followQueue is how many records may wait for one follower.
 	followQueue = 256
 )
@@ -140,6 +142,24 @@ func (h *eventHub) lastLocked(n int) []json.RawMessage {
 		last = append(last, h.recent[(h.next+i)%len(h.recent)])
 	}
 	return last
+}
+
+// saved returns the last records for the next image, as many as fit into savedEvents.
+func (h *eventHub) saved() []json.RawMessage {
+	last := h.last(keptEvents)
+	first, size := len(last), 0
+	for first > 0 && size+len(last[first-1]) <= savedEvents {
+		first--
+		size += len(last[first])
+	}
+	return last[first:]
+}
+
+// restore puts the records of the image before where rrdctl events looks.
+func (h *eventHub) restore(records []json.RawMessage) {
+	for _, record := range records {
+		h.publish(record)
+	}
 }
 
 // close ends the following.

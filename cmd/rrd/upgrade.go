@@ -242,7 +242,8 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		Hangup:      m.hangup,
 		ReloadAsked: m.reloads.wanted.pending(), UpgradeAsked: m.upgrades.wanted.pending(),
 		Age: time.Since(m.started), LameDuck: m.duck.age(), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
-		Helpers: m.helpers.pids(), MetricsAt: m.metricsAt, OldImage: old, LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
+		Helpers: m.helpers.pids(), MetricsAt: m.metricsAt, OldImage: old, Events: m.Events().saved(),
+		LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
 		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),
 	}
 	for _, level := range metrics.LogLevels {

@@ -80,6 +80,7 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 }
 
 func (m *master) restoreCounts(s *savedMaster) {
+	m.Events().restore(s.Events)
 	if level, err := zerolog.ParseLevel(s.LogLevel); err == nil {
 		m.ctl.gate.set(level)
 	}

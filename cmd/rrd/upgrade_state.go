@@ -68,6 +68,8 @@ type savedMaster struct {
 	Asked control.Crossing
 	Asker handoff.FD
 
+	// Events are the last records of the log, for rrdctl events.
+	Events     []json.RawMessage `json:",omitempty"`
 	LogLevel   string
 	LogCounts  map[string]uint64
 	Requests   []metrics.ControlRequests
