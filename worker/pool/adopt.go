@@ -7,11 +7,13 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"rrd/handoff"
 )
 
 // restored is what Run has to do with a pool that was not made by New.
 type restored struct {
-	at    time.Time
+	at    time.Time // when the state was written
 	procs []adopted
 }
 
@@ -38,7 +40,7 @@ func Restore(c Config, s *SavedState) (*Pool, error) {
 		return nil, fmt.Errorf("restore pool: %w", err)
 	}
 	p := newPool(c)
-	p.restored = &restored{at: time.Now()}
+	p.restored = &restored{at: time.Now().Add(-handoff.SinceSaved(s.SavedAt))}
 	p.booting = false
 	p.desired = s.Desired
 	p.generations = s.Generations
@@ -148,13 +150,8 @@ func (p *Pool) restoreProcess(s *slot, ps *ProcessState) (*proc, error) {
 // adopt is the beginning of Run for a pool of Restore.
 func (p *Pool) adopt() {
 	r := p.restored
-	if waited := time.Since(r.at); waited > 0 {
-		p.postpone(waited)
-		for _, s := range p.slots {
-			if !s.startAt.IsZero() {
-				s.startAt = s.startAt.Add(waited)
-			}
-		}
+	if gone := time.Since(r.at); gone > late {
+		p.postpone(gone)
 	}
 	for _, a := range r.procs {
 		p.adoptProcess(a.pr, a.ps)

@@ -30,6 +30,7 @@ func (w *world) saved() *SavedState {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	s.SavedAt = 0 // not of a bubble's clock
 	return overJSON(w.t, s)
 }
 

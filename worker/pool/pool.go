@@ -25,10 +25,6 @@ var (
 	ErrAllDown = errors.New("every worker ended and none is to be restarted")
 )
 
-// late is how far behind its plan a turn may be before all deadlines are moved: the
-// master was stopped or starved, and so may have been those who report to it.
-const late = time.Second
-
 // maxSpawns is how many spawns may be under way. Each holds some ten descriptors for
 // as long, which 1024 slots at once would make too many.
 const maxSpawns = 8
@@ -230,11 +226,12 @@ func (p *Pool) loop(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	endC := ctx.Done()
+	awake := time.Now()
 	for {
 		if over, err := p.ended(time.Now()); over {
 			return err
 		}
-		next := p.nextDeadline()
+		next, watched := p.nextWake(awake)
 		var timerC <-chan time.Time
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
@@ -248,12 +245,14 @@ func (p *Pool) loop(ctx context.Context) error {
 		case <-timerC:
 		}
 		now := time.Now()
-		if lag := now.Sub(next); !next.IsZero() && lag > late {
-			p.postpone(lag)
+		if watched && now.Sub(next) > late {
+			p.postpone(now.Sub(awake))
 		}
+		awake = now
 		p.turn(now)
 		for p.settle() {
-			p.turn(time.Now())
+			awake = time.Now()
+			p.turn(awake)
 		}
 	}
 }

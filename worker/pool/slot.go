@@ -294,17 +294,6 @@ func (p *Pool) nextDeadline() (next time.Time) {
 	return next
 }
 
-// postpone moves every deadline of a process by lag. Planned starts stay.
-func (p *Pool) postpone(lag time.Duration) {
-	for _, pr := range p.procs {
-		for i, t := range pr.timers {
-			if !t.IsZero() {
-				pr.timers[i] = t.Add(lag)
-			}
-		}
-	}
-}
-
 // expire does what is due.
 func (p *Pool) expire(now time.Time) {
 	for _, s := range p.slots {

@@ -21,7 +21,8 @@ import (
 // need not be UTF-8 is written as bytes. The environment of workers is in it, so it is
 // for no log and no disk.
 type SavedState struct {
-	Booted      bool // a worker was ready once
+	SavedAt     time.Duration // handoff.Monotonic; 0: not known
+	Booted      bool          // a worker was ready once
 	Desired     int
 	LastID      uint64
 	Generations int
@@ -156,6 +157,7 @@ func (p *Pool) State() (*SavedState, error) {
 		e.due = e.now
 	}
 	s := &SavedState{
+		SavedAt:     handoff.Monotonic(),
 		Booted:      !p.booting,
 		Desired:     p.desired,
 		LastID:      p.lastID.Load(),
