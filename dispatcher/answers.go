@@ -214,6 +214,7 @@ func (l *loop) rejected(k *link, c connID, why handoff.Reason) {
 		l.again(k, l.listeners[id].wire) // no AGAIN follows
 	default:
 		l.table.leave(k.idx, id)
+		l.reviewReplaced(k.slot)
 	}
 	l.refsUntil = 0
 }

@@ -224,6 +224,7 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 		k.joinedAt = append(k.joinedAt, 0)
 	}
 	k.joinedAt[ln.id] = k.handoffs
+	l.reviewReplaced(k.slot)
 	if k.settleAt != 0 {
 		k.settleAt = l.now + settleAfter
 	}
@@ -384,6 +385,7 @@ func (l *loop) left(k *link, wire uint32) {
 		return // it crossed the listener's closing
 	}
 	l.table.leave(k.idx, ln.id)
+	l.reviewReplaced(k.slot)
 	if len(ln.bySlot) > 0 {
 		l.reviewSlots()
 	}
@@ -393,10 +395,10 @@ func (l *loop) left(k *link, wire uint32) {
 	a := ln.asked
 	switch {
 	case a == nil || a.users[k.slot] != k.id:
-	case k.state == handoff.Draining:
-		a.users[k.slot] = 0 // it goes because it was asked to: its successor may want it
 	case l.heir(a, k) != 0:
 		a.users[k.slot] = l.heir(a, k)
+	case k.state == handoff.Draining:
+		a.users[k.slot] = 0 // it goes because it was asked to: its successor may want it
 	default:
 		delete(a.users, k.slot)
 		l.closeUnused(a)

@@ -37,7 +37,8 @@ type link struct {
 	gone  bool // nothing more is sent or judged; Remove ends it
 	hung  bool // reported
 
-	drained bool // reported
+	drained  bool // reported
+	replaced bool // see replaced.go
 
 	acks, closed uint64   // of this process
 	joined       []uint32 // the listeners it has, by wire, as often as it asked
@@ -101,6 +102,9 @@ func (l *loop) review(k *link) {
 		l.table.unblock(k.idx)
 	} else {
 		l.table.block(k.idx)
+	}
+	if len(l.replaced) > 0 {
+		l.reviewReplaced(k.slot)
 	}
 	if l.cfg.Policy == SchedReuseport {
 		l.reviewSlots()

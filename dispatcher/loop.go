@@ -48,6 +48,7 @@ type loop struct {
 	healths   []*link // whose health is to be told
 	late      []*link
 	settling  []*link // ready, but for their predecessor's listeners
+	replaced  []*link // by a roll that is not over; see replaced.go
 	releasing []*link // ready, and may ask yet for what their dead predecessor had
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed

@@ -38,6 +38,8 @@ func (l *loop) remove(worker uint64, how Removal) {
 	l.settling = slices.DeleteFunc(l.settling, func(o *link) bool { return o == k })
 	l.releasing = slices.DeleteFunc(l.releasing, func(o *link) bool { return o == k })
 	l.agains = slices.DeleteFunc(l.agains, func(p pendingAgain) bool { return p.k == k })
+	l.forgetReplaced(k)
+	l.reviewReplaced(k.slot)
 	l.leaveAsked(k)
 	if slices.ContainsFunc(l.links, func(o *link) bool {
 		return o != nil && o.slot == k.slot && o.ready && !o.gone && o.state == handoff.Serving

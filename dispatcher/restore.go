@@ -248,6 +248,9 @@ func (l *loop) restoreLinks(s *State, codec ChannelCodec) error {
 		}
 		k := l.restoreLink(in, ch)
 		l.links[k.idx], l.byID[k.id] = k, k
+		if k.replaced {
+			l.replaced = append(l.replaced, k)
+		}
 		if in.Retry {
 			l.retries = append(l.retries, k)
 		}
@@ -274,7 +277,7 @@ func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
 		ready: in.Ready, spoke: in.Spoke, late: in.Late, alive: in.Alive, full: in.Full, gone: in.Gone, drained: in.Drained,
 		acks: in.Acks, closed: in.Closed, joined: in.Joined, listens: in.Listens, pings: in.Pings, pause: in.RejectPause,
 		lateSince: l.at(in.LateSince), pinged: l.atOr(in.Pinged), heard: l.at(in.Heard), settleAt: l.after(in.SettleIn),
-		touches: in.Touches, unhealthy: in.Unhealthy, reader: in.Reader,
+		touches: in.Touches, unhealthy: in.Unhealthy, reader: in.Reader, replaced: in.Replaced,
 	}
 	k.part, _ = ch.(partSender)
 	k.hold, _ = ch.(holder)

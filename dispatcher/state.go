@@ -86,6 +86,7 @@ type savedLink struct {
 	Touches      bool
 	Unhealthy    bool
 	Reader       int
+	Replaced     bool
 
 	Removal *savedRemoval `json:",omitempty"` // it is dead
 }
@@ -334,7 +335,7 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 		Ready: k.ready, Spoke: k.spoke, Late: k.late, Alive: k.alive, Full: k.full, Gone: k.gone, Hung: k.hung, Drained: k.drained,
 		Acks: k.acks, Closed: k.closed, Joined: k.joined, Listens: k.listens, Pings: k.pings, RejectPause: k.pause,
 		LateSince: l.age(k.lateSince), Pinged: l.ageOr(k.pinged), Heard: l.age(k.heard), SettleIn: l.in(k.settleAt),
-		Touches: k.touches, Unhealthy: k.unhealthy, Reader: k.reader,
+		Touches: k.touches, Unhealthy: k.unhealthy, Reader: k.reader, Replaced: k.replaced,
 	}
 	if r := k.removal; r != nil {
 		out.Removal = &savedRemoval{r.Removal, r.rescued}

@@ -22,7 +22,7 @@ package dispatcher
 //	owing    owes answers for it and may take more; longest waiting first
 //	parked   owes answers for it and its window is full
 //	out      not to be offered anything: rejected and has not said AGAIN,
-//	         does not serve this listener, or blocked
+//	         does not serve this listener, replaced there, or blocked
 //
 // The window is per worker, the order per listener. Who owes nothing at all is
 // always chosen before who owes something. Every step is O(1) in the number of
@@ -71,6 +71,7 @@ type node struct { // a worker's place at one listener
 	place      place
 	serves     bool // the worker takes this listener
 	rejected   bool // and rejected without AGAIN since
+	held       bool // and is offered nothing while another worker has its place
 	owes       int32
 	prev, next workerIdx
 }
@@ -181,6 +182,14 @@ func (t *table) serve(w workerIdx, l listenerID) {
 // serves reports whether serve was called and leave was not.
 func (t *table) serves(w workerIdx, l listenerID) bool {
 	return t.listeners[l].nodes[w].serves
+}
+
+// hold keeps a worker from being offered connections of one listener, or ends that.
+func (t *table) hold(w workerIdx, l listenerID, held bool) {
+	if n := &t.listeners[l].nodes[w]; n.held != held {
+		n.held = held
+		t.settle(w, l)
+	}
 }
 
 // leave takes a worker out of a listener; what it owes for it stays in flight.
@@ -413,7 +422,7 @@ func (t *table) settle(w workerIdx, l listenerID) {
 	n := &ls.nodes[w]
 	want := placeOut
 	switch {
-	case ws.blocked || !n.serves || n.rejected:
+	case ws.blocked || !n.serves || n.rejected || n.held:
 	case n.owes == 0:
 		want = placeFree
 	case ws.owed < ws.window:
