@@ -128,7 +128,7 @@ type Config struct {
 
 // Hooks tell what happens. All are optional. Except where said otherwise they are
 // called one after the other by a goroutine of their own and in order: for one
-// worker Started, then any of Silent, Ready, Drain and Orphaned, then Exited. A
+// worker Started, then any of Silent, Ready, Replaced, Restored, Drain and Orphaned, then Exited. A
 // successor may be Started before its predecessor has Exited. They may call the
 // pool's methods. Run returns after the last hook did.
 type Hooks struct {
@@ -155,6 +155,11 @@ type Hooks struct {
 	// given a connection. Any other, and one that is ready without having
 	// spoken, has got its signal already.
 	Drain func(w Worker)
+	// Replaced: a successor works in the worker's place, and a roll keeps the worker. It
+	// is to be given nothing new until Restored; or else Drain follows.
+	Replaced func(w Worker)
+	// Restored: the roll has failed, and the worker has its place back.
+	Restored func(w Worker)
 	// Orphaned: the leader has ended and its group was killed, but the process
 	// that speaks for it (SetReader) has not ended yet, and may go on
 	// for good if it had left the group. Its slot goes on with a successor.

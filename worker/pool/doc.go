@@ -42,9 +42,10 @@
 //
 // Roll replaces all workers by those of another Template, Restart one by another of
 // its kind, both successor first: the slot's next process is started beside the one
-// that works there, takes its place when it is ready, and only then the old one
-// drains, as one of the older processes of its slot. A successor that fails stops the
-// roll, and what was replaced is put back in the same way (roll.go has the states).
+// that works there, and takes its place when it is ready. A roll keeps the old
+// ones until it has succeeded, then they drain, as older processes of their slots. A
+// successor that fails stops the roll, and the kept ones take their places back. What was
+// not kept is started again in the same way (roll.go has the states, kept.go the rest).
 //
 // # Upgrades
 //

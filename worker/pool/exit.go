@@ -136,6 +136,10 @@ func (p *Pool) gone(pr *proc) {
 		p.refill(s)
 		return
 	}
+	if s.kept == pr {
+		s.kept = nil
+		return
+	}
 	s.older = slices.DeleteFunc(s.older, func(o *proc) bool { return o == pr })
 	p.supersede(s) // which may have waited for this
 }

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -65,7 +66,16 @@ func (p *Pool) leavePlace(pr *proc) {
 		s.next = nil
 		s.older = append(s.older, pr)
 		p.refill(s)
+	case s.kept:
+		s.kept = nil
+		s.older = append(s.older, pr)
 	}
+}
+
+// processes returns all processes of the slot, oldest first.
+func (s *slot) processes() []*proc {
+	list := append(s.older[:len(s.older):len(s.older)], s.kept, s.cur, s.next)
+	return slices.DeleteFunc(list, func(pr *proc) bool { return pr == nil })
 }
 
 // lingering counts the older processes that may never end.
@@ -99,10 +109,7 @@ func (p *Pool) supersede(s *slot) {
 func (p *Pool) left() *LeftError {
 	e := &LeftError{}
 	for _, s := range p.slots {
-		for _, pr := range append(s.older[:len(s.older):len(s.older)], s.cur, s.next) {
-			if pr == nil {
-				continue
-			}
+		for _, pr := range s.processes() {
 			w := pr.w
 			if pr.orphan() {
 				w.PID = pr.reader.pid

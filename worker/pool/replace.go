@@ -3,8 +3,8 @@ package pool
 import "time"
 
 // A slot's worker is replaced successor first: the new one is started beside it,
-// and takes its place when it is ready. Only then is the old one asked to drain.
-// If the successor fails, nothing has happened.
+// and takes its place when it is ready. Only then is the old one asked to drain, or
+// kept until the roll has succeeded. If the successor fails, nothing has happened.
 
 // startNext begins to start a successor by template t. It is called for slots that have
 // none.
@@ -43,14 +43,18 @@ func (p *Pool) successorFailed(s *slot, err error) {
 	p.refill(s)
 }
 
-// promote gives a slot to its successor.
-func (p *Pool) promote(s *slot, why string) {
+// promote gives a slot to its successor. The old process is kept, or drains.
+func (p *Pool) promote(s *slot, why string, keep bool) {
 	old := s.cur
 	s.cur, s.next, s.nextTmpl = s.next, nil, nil
 	s.cur.successor = false
 	s.tmpl = s.cur.tmpl
 	s.startAt, s.pause, s.down = time.Time{}, 0, false
-	if old != nil {
+	switch {
+	case old == nil:
+	case keep && old.serves():
+		p.keep(s, old)
+	default:
 		s.older = append(s.older, old)
 		old.retired = why
 		p.drain(old)
@@ -59,13 +63,14 @@ func (p *Pool) promote(s *slot, why string) {
 
 // refill starts a slot again that was left to a successor, which is no more.
 func (p *Pool) refill(s *slot) {
-	switch {
-	case p.stopping || s.index >= p.desired || s.held || s.down:
-	case s.cur != nil || s.spawning || !s.startAt.IsZero():
-	case s.next != nil || s.nextSpawning && s.nextTmpl != nil:
-	default:
+	if !p.stopping && s.index < p.desired && !s.held && !s.down && s.idle() {
 		p.plan(s, s.backoff.next(false, p.sys.jitter()), StartCrash)
 	}
+}
+
+// idle reports whether the slot has no process, and none is on its way.
+func (s *slot) idle() bool {
+	return s.cur == nil && !s.spawning && s.startAt.IsZero() && s.next == nil && (!s.nextSpawning || s.nextTmpl == nil)
 }
 
 // DrainSlot drains the worker of a slot and leaves the slot empty until
@@ -75,6 +80,7 @@ func (p *Pool) DrainSlot(index int) error {
 		s.held = true
 		s.startAt, s.pause = time.Time{}, 0
 		p.dropNext(s)
+		p.dropKept(s)
 		if s.cur != nil {
 			p.drain(s.cur)
 		} else if !s.spawning {

@@ -18,6 +18,17 @@ type RollConfig struct {
 	// Canary is for how long a successor must live to be trusted. The first of them
 	// serve for so long beside those that they are to replace.
 	Canary time.Duration
+	// Keep is how many replaced processes run on until the roll has succeeded, so that
+	// they can take their places back; 0: all, negative: none. Those beyond it drain at
+	// once, and if the roll fails, their command lines are started again.
+	Keep int
+	// Size is the number of workers to grow to, if it is more than there are. Slots that
+	// are added come last, and their workers must live for Canary too. If the roll fails,
+	// the number is as before. MayResize is not asked.
+	Size int
+	// BeforeDrain, if not nil, is called by Roll when the roll has succeeded, before the
+	// kept processes are asked to drain.
+	BeforeDrain func()
 }
 
 // RollStep is what happened to a slot in a roll.
@@ -25,7 +36,8 @@ type RollStep string
 
 const (
 	RollStarted    RollStep = "started"      // its successor
-	RollReplaced   RollStep = "replaced"     // the successor serves, the old one drains
+	RollReplaced   RollStep = "replaced"     // the successor serves, the old one is kept or drains
+	RollAdded      RollStep = "added"        // the worker of a slot that was added serves
 	RollFailed     RollStep = "failed"       // the successor; Err says how
 	RollBack       RollStep = "rolling back" // from here on the old template is put back
 	RollRolledBack RollStep = "rolled back"
@@ -38,10 +50,11 @@ type RollEvent struct {
 	Err  error
 }
 
-// roll replaces the workers of some slots, a few at a time, and puts the old ones
-// back if one of the new fails.
+// roll replaces the workers of some slots, a few at a time. The replaced ones are kept
+// until all of the new are trusted. If one of the new fails, the kept ones take their
+// places back, and what was not kept is started again.
 //
-//	canary --the first have lived for Canary--> rolling --all replaced, all trusted--> done
+//	canary --the first have lived for Canary--> rolling --all replaced, all trusted--> closing --BeforeDrain--> done
 //	   \------ a successor fails ------\-----------/
 //	                                    `--> back --all put back--> failed
 type roll struct {
@@ -49,14 +62,18 @@ type roll struct {
 	cfg      RollConfig
 	why      StartReason
 	reason   string // of the drain of the old ones
+	size     int    // number of workers before
+	grown    int    // that number after slots were added; 0: none were
 	queue    []*slot
 	active   []*slot // successor under way
 	replaced []*slot
 	trials   []trial
 	canary   bool // the first are on trial beside the old ones
 	back     bool
+	closing  bool // succeeded: BeforeDrain runs
 	failed   error
 	progress func(RollEvent)
+	closeC   chan struct{} // closed when it is closing
 	doneC    chan error
 }
 
@@ -68,9 +85,9 @@ type trial struct {
 
 // Roll replaces all workers by those of t, which are of the next generation: order by
 // slot, the successor first. If a successor cannot be started, does not get ready or
-// ends within the canary time, the roll stops, what it has replaced is put back, and the
-// error tells why. It returns when that is done; progress, if not nil, is called like a
-// hook.
+// ends within the canary time, the roll stops, the processes that it has replaced take
+// their places back, and the error tells why. It returns when that is done; progress, if
+// not nil, is called like a hook.
 func (p *Pool) Roll(t Template, c RollConfig, progress func(RollEvent)) error {
 	if err := t.check(); err != nil {
 		return fmt.Errorf("roll: %w", err)
@@ -78,7 +95,11 @@ func (p *Pool) Roll(t Template, c RollConfig, progress func(RollEvent)) error {
 	return p.runRoll(func() (*roll, error) {
 		p.generations++
 		r := &roll{to: newTemplate(t, p.generations), from: p.tmpl, cfg: c, why: StartReload,
-			reason: "replaced by a newer generation", canary: c.Canary > 0, progress: progress}
+			reason: "replaced by a newer generation", canary: c.Canary > 0, progress: progress, size: p.desired}
+		if c.Size > p.desired {
+			r.grown, p.desired = c.Size, c.Size
+			p.growSlots(c.Size)
+		}
 		r.queue = slices.Clone(p.slots[:p.desired])
 		return r, nil
 	})
@@ -103,7 +124,8 @@ func (p *Pool) Restart(index int, reason string, progress func(RollEvent)) error
 
 // runRoll starts what prepare makes and waits for its end.
 func (p *Pool) runRoll(prepare func() (*roll, error)) error {
-	doneC := make(chan error, 1)
+	doneC, closeC := make(chan error, 1), make(chan struct{})
+	var before func() // set before closeC is closed
 	var busy error
 	p.ask(func() { busy = p.unchangeable() }) // or it would wait for Thaw
 	if busy != nil {
@@ -129,13 +151,25 @@ func (p *Pool) runRoll(prepare func() (*roll, error)) error {
 			doneC <- err
 			return
 		}
-		r.doneC = doneC
+		r.doneC, r.closeC = doneC, closeC
+		before = r.cfg.BeforeDrain
 		p.roll = r
 	})
 	if !told {
 		return fmt.Errorf("roll: %w", ErrStopping)
 	}
-	return <-doneC
+	select {
+	case err := <-doneC:
+		return err
+	case <-closeC:
+		before()
+		p.tell(func() {
+			if p.roll != nil && p.roll.closeC == closeC {
+				p.endRoll(nil)
+			}
+		})
+		return <-doneC
+	}
 }
 
 // advanceRoll brings the roll as far as it can go now.
@@ -146,6 +180,8 @@ func (p *Pool) advanceRoll(now time.Time) {
 		return
 	case p.stopping:
 		p.endRoll(ErrStopping)
+		return
+	case r.closing:
 		return
 	}
 	r.active = slices.DeleteFunc(r.active, func(s *slot) bool { return p.advanceSlot(r, s, now) })
@@ -169,8 +205,29 @@ func (p *Pool) advanceRoll(now time.Time) {
 		}
 	}
 	if len(r.queue) == 0 && len(r.active) == 0 && len(r.trials) == 0 {
-		p.endRoll(r.failed)
+		if r.failed == nil {
+			p.rollSucceeded()
+		} else {
+			p.endRoll(r.failed)
+		}
 	}
+}
+
+// rollSucceeded ends a roll, or lets BeforeDrain end it.
+func (p *Pool) rollSucceeded() {
+	r := p.roll
+	if r.from != nil {
+		p.tmpl = r.to
+		for _, s := range p.slots {
+			s.tmpl = r.to
+		}
+	}
+	if r.cfg.BeforeDrain == nil {
+		p.endRoll(nil)
+		return
+	}
+	r.closing = true
+	p.hooks.post(func() { close(r.closeC) }) // after its events
 }
 
 // advanceSlot reports whether the slot's part is over.
@@ -178,7 +235,7 @@ func (p *Pool) advanceSlot(r *roll, s *slot, now time.Time) bool {
 	switch {
 	case s.index >= p.desired:
 		return true
-	case s.next == nil || s.next.state != StateReady || s.next.killed || s.next.aborted || s.next.ended:
+	case s.next == nil || !s.next.serves():
 		if s.next != nil || s.nextSpawning {
 			return false
 		}
@@ -188,11 +245,15 @@ func (p *Pool) advanceSlot(r *roll, s *slot, now time.Time) bool {
 		return false
 	}
 	pr := s.next
-	p.promote(s, r.reason)
+	p.promote(s, r.reason, r.keeps(p))
 	step := RollReplaced
-	if r.back {
+	switch {
+	case r.back:
 		step = RollRolledBack
-	} else {
+	case r.grown > 0 && s.index >= r.size:
+		step = RollAdded
+	}
+	if !r.back {
 		r.replaced = append(r.replaced, s)
 		r.trials = append(r.trials, trial{pr, pr.readyAt.Add(r.cfg.Canary)})
 	}
@@ -266,15 +327,27 @@ func (p *Pool) rollFailed(s *slot, err error) {
 	}
 	r.active, r.trials, r.queue = nil, nil, nil
 	r.to, r.from, r.back, r.canary = r.from, r.to, true, false
+	if r.grown > 0 && p.desired == r.grown { // nobody else has changed the number since
+		p.setDesired(r.size)
+	}
+	var kept []*slot
 	for _, other := range p.slots {
 		newer := other.tmpl == r.from // replaced, or emptied and filled again meanwhile
 		other.tmpl = r.to
-		if newer && (other.cur != nil || other.spawning || !other.startAt.IsZero()) {
+		switch {
+		case p.takeBack(other):
+			kept = append(kept, other)
+		case newer && (other.cur != nil || other.spawning || !other.startAt.IsZero()):
 			r.queue = append(r.queue, other)
+		case other.index >= r.size && other.index < p.desired && !other.held && other.idle():
+			p.start(other, StartScale) // it was added, and is wanted still
 		}
 	}
-	if len(r.queue) > 0 {
+	if len(r.queue)+len(kept) > 0 {
 		r.tell(p, RollEvent{Slot: s.index, Step: RollBack})
+	}
+	for _, other := range kept {
+		r.tell(p, RollEvent{Slot: other.index, Step: RollRolledBack})
 	}
 }
 
@@ -282,13 +355,9 @@ func (p *Pool) rollFailed(s *slot, err error) {
 func (p *Pool) endRoll(err error) {
 	r := p.roll
 	p.roll = nil
-	if err == nil && r.from != nil {
-		p.tmpl = r.to
-		for _, s := range p.slots {
-			s.tmpl = r.to
-		}
-	}
-	if err != nil {
+	if err == nil {
+		p.drainKept(r.reason)
+	} else {
 		err = fmt.Errorf("roll: %w", err)
 	}
 	p.hooks.post(func() { r.doneC <- err }) // after its events
@@ -305,7 +374,7 @@ func (r *roll) putsBack(s *slot) bool { return r != nil && r.back && slices.Cont
 
 // grow makes a roll go on to slots that were added meanwhile.
 func (r *roll) grow(slots []*slot) {
-	if r != nil && r.from != nil && !r.back {
+	if r != nil && r.from != nil && !r.back && !r.closing {
 		r.queue = append(r.queue, slots...)
 	}
 }

@@ -17,6 +17,9 @@ type slot struct {
 	nextTmpl     *template // nil: none is wanted
 	nextSpawning bool
 	nextWhy      StartReason
+	// kept is the process that a roll has replaced and keeps until it has succeeded; see
+	// kept.go.
+	kept *proc
 	// older are those whose place was taken and that have not ended, oldest first: they
 	// drain, or are stuck or orphans, of which there are at most maxOlder.
 	older    []*proc
@@ -93,7 +96,7 @@ const (
 	startTimer  = iota // to be ready
 	readyTimer         // ready without a word
 	silentTimer        // to have spoken
-	spreadTimer        // to be told to drain, see stop
+	spreadTimer        // to be told to drain, see setTurns
 	termTimer          // to have drained
 	killTimer          // to have ended
 	readerTimer        // to have ended after its reader
@@ -314,7 +317,11 @@ func (p *Pool) expire(now time.Time) {
 			p.kill(pr, fmt.Sprintf("not ready within %v", p.cfg.StartTimeout))
 		}
 		if pr.timers.due(spreadTimer, now) {
-			p.drainUntil(pr, p.drainEnd)
+			if p.stopping {
+				p.drainUntil(pr, p.drainEnd)
+			} else {
+				p.drain(pr)
+			}
 		}
 		if pr.timers.due(termTimer, now) {
 			p.terminate(pr, p.cfg.StopTimeout)

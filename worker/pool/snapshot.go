@@ -23,6 +23,9 @@ const (
 	// StateOrphan is a process whose leader has ended and whose reader has not. Only
 	// older processes are in it.
 	StateOrphan State = "orphan"
+	// StateKept is a process that a roll has replaced and keeps until it has succeeded.
+	// Only older processes are in it.
+	StateKept State = "kept"
 )
 
 // States lists every state of a slot.
@@ -100,7 +103,7 @@ type SlotStatus struct {
 	Exits         map[Cause]uint64
 	SpawnFailures uint64 // starts that made no process
 	// Older are the processes whose place was taken and that have not ended, oldest
-	// first; Next is the one that is to take the place of Worker.
+	// first, also the one that a roll keeps; Next is the one that is to take the place of Worker.
 	Older    []OlderStatus
 	Next     *OlderStatus
 	Held     bool  // by DrainSlot
@@ -110,7 +113,7 @@ type SlotStatus struct {
 // OlderStatus is a process that does not work in its slot any more, or not yet.
 type OlderStatus struct {
 	Worker
-	State     State // stuck, orphan or draining; of the next one starting or ready
+	State     State // stuck, orphan, draining or kept; of the next one starting or ready
 	Uptime    time.Duration
 	ReaderPID int // the process that speaks on its channel, if not PID
 }
@@ -169,7 +172,7 @@ func (p *Pool) snapshot(now time.Time) Snapshot {
 		},
 	}
 	for _, s := range p.slots {
-		if s.index < p.desired || s.cur != nil || s.next != nil || s.spawning || s.nextSpawning || len(s.older) > 0 {
+		if s.index < p.desired || s.spawning || s.nextSpawning || len(s.processes()) > 0 {
 			snap.Slots = append(snap.Slots, s.status(now))
 		} else {
 			snap.Removed = append(snap.Removed, s.status(now))
@@ -208,6 +211,9 @@ func (s *slot) status(now time.Time) SlotStatus {
 	for _, pr := range s.older {
 		st.Older = append(st.Older, pr.status(now))
 	}
+	if s.kept != nil {
+		st.Older = append(st.Older, s.kept.status(now))
+	}
 	if s.next != nil {
 		o := s.next.status(now)
 		st.Next = &o
@@ -224,6 +230,8 @@ func (pr *proc) status(now time.Time) OlderStatus {
 		o.State = StateOrphan
 	case pr.stuck:
 		o.State = StateStuck
+	case pr == pr.s.kept && pr.serves():
+		o.State = StateKept
 	}
 	if pr.reader.alive() {
 		o.ReaderPID = pr.reader.pid

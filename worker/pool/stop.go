@@ -29,7 +29,7 @@ func (p *Pool) drainUntil(pr *proc, end time.Time) {
 
 // drainWithin is drain with another drain timeout.
 func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
-	if pr.requested {
+	if pr.requested || p.procs[pr.w.ID] != pr { // it is gone
 		return
 	}
 	pr.requested = true
@@ -138,12 +138,13 @@ func (p *Pool) kill(pr *proc, reason string) {
 func (p *Pool) vacate(s *slot) {
 	s.startAt, s.pause, s.down, s.held = time.Time{}, 0, false, false
 	s.backoff.failures = 0
+	p.dropKept(s)
 	for _, pr := range s.older {
-		p.drain(pr)
+		p.drainInTurn(pr)
 	}
 	p.dropNext(s)
-	if pr := s.cur; pr != nil && pr.timers[spreadTimer].IsZero() { // else its turn will come
-		p.drain(pr)
+	if s.cur != nil {
+		p.drainInTurn(s.cur)
 	}
 }
 
@@ -185,11 +186,7 @@ func (p *Pool) hasten(pr *proc, now time.Time) {
 // spread has the workers that serve told to drain one after the other: the first now,
 // each of the others its share of DrainSpread later. vacate leaves those alone.
 func (p *Pool) spread() {
-	within := p.cfg.DrainSpread
-	if p.cfg.DrainTimeout >= 0 {
-		within = min(within, p.cfg.DrainTimeout)
-	}
-	if within <= 0 {
+	if p.cfg.DrainSpread <= 0 {
 		return
 	}
 	now := time.Now()
@@ -198,15 +195,14 @@ func (p *Pool) spread() {
 	}
 	var serving []*proc
 	for _, s := range p.slots {
-		if pr := s.cur; pr != nil && pr.state == StateReady && !pr.requested && !pr.killed && !pr.aborted && !pr.ended {
-			serving = append(serving, pr)
+		for _, pr := range s.processes() {
+			pr.timers[spreadTimer] = time.Time{} // of a roll
+			if pr != s.next && pr.serves() {
+				serving = append(serving, pr)
+			}
 		}
 	}
-	for i, pr := range serving {
-		if i > 0 {
-			pr.timers.set(spreadTimer, now, within*time.Duration(i)/time.Duration(len(serving)))
-		}
-	}
+	p.setTurns(serving, now)
 }
 
 func (p *Pool) stopNow() {
