@@ -22,6 +22,17 @@ func fitBudget(c *config) error {
 	return c.fit(int(min(uint64(r.Cur), 1<<30))) //nolint:unconvert // Cur is signed on freebsd
 }
 
+// workersInReload is how many workers may serve while a reload is under way: the new
+// ones, the kept ones, and those whose successor is starting. FDBudget counts two for
+// each slot, which is the most.
+func (c *config) workersInReload() int {
+	keep := c.RollKeep
+	if keep == 0 {
+		keep = c.Workers
+	}
+	return c.Workers + min(c.Workers, max(keep, 0)+c.Surge)
+}
+
 func (c *config) fit(limit int) error {
 	need := func(queue, rescue int) int {
 		return dispatcher.FDBudget(c.Policy, queue, c.Workers, c.HandoffWindow, len(c.Listen), rescue)

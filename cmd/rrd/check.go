@@ -223,6 +223,8 @@ func (c *config) explain(name, origin string) string {
 		return fmt.Sprintf("%s; %s (%s)", origin, c.WorkerProtocol, c.ProtocolReason)
 	case auto && name == "workers":
 		return fmt.Sprintf("%s; %d", origin, c.Workers)
+	case name == "roll-keep":
+		return fmt.Sprintf("%s; a reload runs up to %d workers at a time", origin, c.workersInReload())
 	}
 	return origin
 }

@@ -75,6 +75,7 @@ type config struct {
 	Restart        pool.RestartPolicy
 	Surge          int           // slots that a reload replaces at a time
 	CanaryTime     time.Duration // that a new worker must live to be trusted
+	RollKeep       int           // replaced workers that a reload keeps until it has succeeded; 0: all, negative: none
 	// When a worker is replaced that is well: after so many connections, at this age, at
 	// that size in bytes; 0, off and 0 are never.
 	MaxPerWorker int

@@ -118,6 +118,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 		Hooks: pool.Hooks{
 			Listeners: m.lend, BeforeSpawn: m.beforeSpawn, MayResize: m.mayResize,
 			Started: m.workerStarted, Ready: m.workerReady, Silent: m.workerSilent, Drain: m.workerDrain,
+			Replaced: m.workerReplaced, Restored: m.workerRestored,
 			Orphaned: m.workerOrphaned, Exited: m.workerExited, SpawnFailed: m.spawnFailed,
 			Backoff: func(slot int, d time.Duration) {
 				m.log.Info().Str("event", "worker.backoff").Int("worker", slot).Float64("duration_s", d.Seconds()).
@@ -286,6 +287,20 @@ func (m *master) workerDrain(w pool.Worker) {
 	m.log.Info().Str("event", "worker.drain").Int("worker", w.Slot).Int("worker_pid", w.PID).Msg("worker drains")
 	if err := m.dispatcher.Drain(w.ID); err != nil {
 		m.log.Error().Str("event", "worker.drain").Int("worker", w.Slot).Err(err).Msg("worker could not be told to drain")
+	}
+}
+
+// workerReplaced: a roll keeps the worker, and its successor gets the connections.
+func (m *master) workerReplaced(w pool.Worker) {
+	if err := m.dispatcher.Replace(w.ID); err != nil {
+		m.log.Error().Str("event", "worker.replaced").Int("worker", w.Slot).Err(err).Msg("a replaced worker still gets connections")
+	}
+}
+
+// workerRestored: the roll has failed.
+func (m *master) workerRestored(w pool.Worker) {
+	if err := m.dispatcher.Reinstate(w.ID); err != nil {
+		m.log.Error().Str("event", "worker.restored").Int("worker", w.Slot).Err(err).Msg("worker cannot be given connections")
 	}
 }
 

@@ -32,7 +32,7 @@ Workers
       --stop-signal S      for listen-fds workers        (TERM)
       --restart R          always, on-failure, never     (always)
       --respawn-min D, --respawn-max D   backoff         (1s, 30s)
-      --surge N, --canary-time D           reload: how many, trial (1, 5s)
+      --surge N, --canary-time D, --roll-keep N   pace of a reload (1, 5s, all)
       --max-connections-per-worker N       replace one that took so many (off)
       --max-age D, --max-rss SIZE          is so old, so big     (off, off)
       --user U, --group G, --worker-nofile N   who they are; open files

@@ -198,18 +198,30 @@ func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, p
 	err = m.becomes(next, diff.changed)
 	if err == nil {
 		infos = append(m.keptListeners(diff), infos...)
-		err = m.pool.Roll(m.template(next, infos), pool.RollConfig{Surge: next.Surge, Canary: max(next.CanaryTime, 0)}, m.rollProgress(progress))
+		how := pool.RollConfig{
+			Surge: next.Surge, Canary: max(next.CanaryTime, 0), Keep: next.RollKeep,
+			BeforeDrain: func() { m.settleListeners(ctx, infos, diff) },
+		}
+		if was.Workers != next.Workers {
+			how.Size = next.Workers
+		}
+		err = m.pool.Roll(m.template(next, infos), how, m.rollProgress(progress))
 	}
 	if err != nil {
 		err = errors.Join(err, m.goBack(was, diff, opened))
 		m.ctl.gate.set(level)
 		return err
 	}
+	return m.resizeTo(was, next)
+}
+
+// settleListeners closes what the new generation does not have. The old one, which has it,
+// does not drain yet.
+func (m *master) settleListeners(ctx context.Context, infos []dispatcher.ListenerInfo, diff *listenerDiff) {
 	m.listeners = infos
 	m.releaseSockets(diff.removed)
 	m.keepSockets(diff.open)
 	m.closeListeners(ctx, diff.removed)
-	return m.resizeTo(was, next)
 }
 
 // between is a roll from one list of listeners to another. Both are open meanwhile, and
@@ -263,8 +275,9 @@ func (m *master) goBack(was *config, diff *listenerDiff, opened []dispatcher.Lis
 	return err
 }
 
-// resizeTo follows a number of workers that the configuration has changed. What
-// TTIN, TTOU and rrdctl have made of it holds until then.
+// resizeTo follows a number of workers that the configuration has changed. More of them
+// came with the roll, and have been ready. What TTIN, TTOU and rrdctl have made of it holds
+// until then.
 func (m *master) resizeTo(was, next *config) error {
 	if was.Workers == next.Workers {
 		return nil

@@ -77,6 +77,7 @@ var settings = []setting{
 	})},
 	{name: "surge", def: one("1"), apply: number(1, pool.MaxSize, func(c *config) *int { return &c.Surge })},
 	{name: "canary-time", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.CanaryTime })},
+	{name: "roll-keep", def: one("all"), apply: single(applyRollKeep)},
 	{name: "respawn-min", def: one("1s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMin })},
 	{name: "respawn-max", def: one("30s"), apply: duration(func(c *config) *time.Duration { return &c.RespawnMax })},
 
@@ -178,6 +179,18 @@ func applyPolicy(_ *host, c *config, values []string) error {
 		return nil // finish chooses
 	}
 	return choice(&c.Policy, v, append([]dispatcher.Policy{policyAuto}, dispatcher.Policies()...))
+}
+
+// applyRollKeep sets RollKeep, whose 0 means all.
+func applyRollKeep(_ *host, c *config, v string) error {
+	if c.RollKeep = 0; v == "all" {
+		return nil
+	}
+	n, err := parseNumber(v, 0, pool.MaxSize, " or all")
+	if c.RollKeep = n; n == 0 {
+		c.RollKeep = -1
+	}
+	return err
 }
 
 func applyWorkers(h *host, c *config, values []string) (err error) {
