@@ -97,6 +97,16 @@ func (l *loop) oldest(id listenerID) connID {
 	return l.table.listeners[id].waiting.head
 }
 
+// oldestWait is the age of the connection that has waited the longest.
+func (l *loop) oldestWait() (age time.Duration) {
+	for id := range l.listeners {
+		if c := l.oldest(listenerID(id)); c != none {
+			age = max(age, time.Duration(l.now-l.socks[c].accepted))
+		}
+	}
+	return age
+}
+
 // deadlines acts on what is due.
 func (l *loop) deadlines() {
 	for c := l.flight.head; c != none && l.socks[c].sent+int64(l.cfg.BusyAfter) <= l.now; c = l.flight.head {
@@ -141,6 +151,7 @@ func (l *loop) deadlines() {
 		for id := range l.listeners {
 			for c := l.oldest(listenerID(id)); c != none && l.socks[c].accepted+int64(l.cfg.QueueTimeout) <= l.now; c = l.oldest(listenerID(id)) {
 				l.drop(c, DropQueueTimeout)
+				l.timeoutAt = max(l.now, 1)
 			}
 		}
 	}

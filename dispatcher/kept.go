@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A listening socket outlives the master when somebody else holds it too: the
@@ -116,15 +117,25 @@ type ProcessStats struct {
 	ID   uint64 // of its Worker
 	Slot int
 	Acks uint64
+	// LateFor is the time by which its oldest answer is later than BusyAfter; 0: it is
+	// not late.
+	LateFor time.Duration
 }
 
 func (l *loop) copyProcesses() []ProcessStats {
 	out := make([]ProcessStats, 0, len(l.byID))
 	for _, k := range l.links {
 		if k != nil {
-			out = append(out, ProcessStats{ID: k.id, Slot: k.slot, Acks: k.acks})
+			out = append(out, ProcessStats{ID: k.id, Slot: k.slot, Acks: k.acks, LateFor: l.lateFor(k)})
 		}
 	}
 	slices.SortFunc(out, func(a, b ProcessStats) int { return a.Slot - b.Slot })
 	return out
+}
+
+func (l *loop) lateFor(k *link) time.Duration {
+	if !k.late {
+		return 0
+	}
+	return time.Duration(max(l.now-k.lateSince-int64(l.cfg.BusyAfter), 0))
 }

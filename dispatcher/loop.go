@@ -44,6 +44,7 @@ type loop struct {
 	acceptAt  int64  // nothing is accepted before: out of descriptors
 	pause     time.Duration
 	queueFull bool
+	timeoutAt int64 // of the last drop for DropQueueTimeout; 0: never
 	agains    []pendingAgain
 	healths   []*link // whose health is to be told
 	late      []*link
@@ -453,6 +454,10 @@ func (l *loop) copyStats() *Stats {
 	s.QueueLimit = l.cfg.QueueLimit
 	s.Draining = l.draining
 	s.Processes = l.copyProcesses()
+	s.OldestWait = l.oldestWait()
+	if l.timeoutAt != 0 {
+		s.LastQueueTimeout = time.Now().Add(-time.Duration(l.now - l.timeoutAt))
+	}
 	s.Listeners = make([]ListenerStats, len(l.names))
 	for i, n := range l.names {
 		s.Listeners[i] = n.ListenerStats

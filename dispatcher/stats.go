@@ -176,6 +176,11 @@ type Stats struct {
 	Slots        []SlotStats
 	Redispatches [NumRedispatches]uint64
 	Processes    []ProcessStats // by slot
+	// OldestWait is the age, from accept on, of the oldest waiting connection; 0: none
+	// waits.
+	OldestWait time.Duration
+	// LastQueueTimeout is when a connection was last dropped for queue_timeout; zero: never.
+	LastQueueTimeout time.Time
 	// Dispatch is accept to ack, QueueWait accept to first send, HandoffAck send
 	// to answer.
 	Dispatch, QueueWait, HandoffAck Histogram

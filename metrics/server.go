@@ -35,9 +35,6 @@ const StatusVersion = 1
 
 // ServerConfig is what a Server may be told; the zero value is a good one.
 type ServerConfig struct {
-	// ReadyMin is how many workers must be ready for /-/ready to say so; 0
-	// means 1.
-	ReadyMin int
 	// ErrorLog takes what the HTTP server and the exporter complain about; nil
 	// discards it.
 	ErrorLog *log.Logger
@@ -131,19 +128,16 @@ func (s *Server) healthy(w http.ResponseWriter, r *http.Request) {
 // ready is 200 while new connections are wanted and served.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	snap, err := s.exporter.snapshot(r.Context())
-	if err != nil {
-		text(w, http.StatusServiceUnavailable, "the dispatcher does not answer: "+err.Error())
-		return
+	is := Ready(snap, err)
+	switch {
+	case err != nil:
+		text(w, http.StatusServiceUnavailable, "not ready: "+is.Reason)
+	case !is.OK:
+		text(w, http.StatusServiceUnavailable, fmt.Sprintf("not ready: %s (%d of %d workers are ready)", is.Reason, is.Workers, snap.Desired))
+	default:
+		text(w, http.StatusOK, fmt.Sprintf("rrd is ready: %d of %d workers are ready", is.Workers, snap.Desired))
 	}
-	ok, n, reason := snap.ready(s.readyMin())
-	if !ok {
-		text(w, http.StatusServiceUnavailable, fmt.Sprintf("not ready: %s (%d of %d workers are ready)", reason, n, snap.Desired))
-		return
-	}
-	text(w, http.StatusOK, fmt.Sprintf("rrd is ready: %d of %d workers are ready", n, snap.Desired))
 }
-
-func (s *Server) readyMin() int { return max(s.cfg.ReadyMin, 1) }
 
 // statusDocument is /status.json.
 type statusDocument struct {
@@ -158,6 +152,8 @@ type statusDocument struct {
 	Ready bool `json:"ready"`
 	// Reason says why not ready.
 	Reason string `json:"reason,omitempty"`
+	// OldestWait is the age of the oldest waiting connection.
+	OldestWait float64 `json:"oldest_wait_seconds"`
 	// Stale says why this is an old copy or none.
 	Stale string `json:"stale,omitempty"`
 	// Law is the law of each listener, by its label.
@@ -171,16 +167,17 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	b := s.exporter.cfg.Build
 	doc.RRD.Version, doc.RRD.Revision, doc.RRD.GoVersion = b.Version, b.Revision, runtime.Version()
 	doc.RRD.PID, doc.RRD.Started = os.Getpid(), s.started
+	is := Ready(snap, err)
+	doc.Ready, doc.Reason = is.OK, is.Reason
 	code := http.StatusOK
 	if snap != nil {
-		doc.Ready, _, doc.Reason = snap.ready(s.readyMin())
+		doc.OldestWait = snap.OldestWait.Seconds()
 		for i := range snap.Listeners {
 			doc.Law[snap.Listeners[i].Name] = snap.Listeners[i].Law()
 		}
 	}
 	if err != nil {
-		code = http.StatusServiceUnavailable
-		doc.Ready, doc.Reason, doc.Stale = false, "the dispatcher does not answer", err.Error()
+		code, doc.Stale = http.StatusServiceUnavailable, err.Error()
 	}
 	body, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil { // a NaN in a histogram's sum; nothing else can fail

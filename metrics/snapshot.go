@@ -46,6 +46,13 @@ type Snapshot struct {
 	Control []ControlRequests `json:"control_requests,omitempty"`
 	// Desired is the number of slots that should have a ready worker.
 	Desired int `json:"workers_desired"`
+	// ReadyRule is the rule in force; see Ready.
+	ReadyRule ReadyRule `json:"-"`
+	// OldestWait is the age of the oldest waiting connection, from accept on; 0 if no
+	// connection waits.
+	OldestWait time.Duration `json:"-"`
+	// LastQueueTimeout is when a connection was last dropped for queue_timeout; zero: never.
+	LastQueueTimeout time.Time `json:"-"`
 
 	Listeners []Listener `json:"listeners"`
 	// Workers has one entry per slot, in order of slots: the newest process of
@@ -157,6 +164,8 @@ type Worker struct {
 	Started    time.Time `json:"started,omitzero"`
 	// Late is set while it gets nothing more because it did not answer in time.
 	Late bool `json:"late,omitempty"`
+	// LateFor is for how long its newest process has been late; 0: it is not.
+	LateFor time.Duration `json:"-"`
 
 	Handoffs   uint64 `json:"handoffs"`
 	Acks       uint64 `json:"acks"`
@@ -176,13 +185,14 @@ type Worker struct {
 	Backoff time.Duration `json:"-"`
 }
 
-// MarshalJSON writes Backoff in seconds, as every time in metrics and logs.
+// MarshalJSON writes durations in seconds, as every time in metrics and logs.
 func (w Worker) MarshalJSON() ([]byte, error) {
 	type plain Worker // without this method
 	return json.Marshal(struct {
 		plain
+		LateFor float64 `json:"late_seconds,omitempty"`
 		Backoff float64 `json:"respawn_backoff_seconds"`
-	}{plain(w), w.Backoff.Seconds()})
+	}{plain(w), w.LateFor.Seconds(), w.Backoff.Seconds()})
 }
 
 // Reasons, causes and states that are exposed as zero before they first happen.
@@ -208,20 +218,3 @@ const StateUnhealthy = "unhealthy"
 
 // readyState is the one state that new connections can be given to.
 const readyState = "ready"
-
-// ready says whether new connections are served, and if not why. min is how
-// many ready workers that takes.
-func (s *Snapshot) ready(min int) (ok bool, ready int, reason string) {
-	for i := range s.Workers {
-		if s.Workers[i].State == readyState {
-			ready++
-		}
-	}
-	switch {
-	case s.Draining:
-		return false, ready, "draining"
-	case ready < min:
-		return false, ready, "not enough workers are ready"
-	}
-	return true, ready, ""
-}

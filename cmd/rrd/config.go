@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -55,6 +56,9 @@ type config struct {
 	// MaxConnectionsActive is how many open connections a worker may have and
 	// still be offered more; 0 is no limit.
 	MaxConnectionsActive int
+
+	ReadyMin     int           // workers that readiness takes
+	ReadyMaxWait time.Duration // of the oldest waiting connection, for readiness
 
 	// WorkerProtocol is auto only for programs whose kind shows when they run.
 	// ProtocolReason says why it was chosen if it was auto.
@@ -269,6 +273,9 @@ func (c *config) finish(h *host) error {
 		}
 		c.Listen = []dispatcher.ListenerConfig{ln}
 		c.settings["listen"] = setValue{[]string{builtInAddress}, fromDefault}
+	}
+	if c.ReadyMin > c.Workers {
+		return c.bad("ready-min", strconv.Itoa(c.ReadyMin), fmt.Sprintf("is more than --workers %d (from %s), so rrd would never be ready: lower it or raise that", c.Workers, c.origin("workers")))
 	}
 	if c.RespawnMin > c.RespawnMax {
 		if c.explicit("respawn-max") {

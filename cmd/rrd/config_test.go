@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"rrd/dispatcher"
+	"rrd/metrics"
 	"rrd/worker/pool"
 )
 
@@ -67,6 +68,7 @@ func TestDefaults(t *testing.T) {
 		Workers:      6,
 		QueueLimit:   4096, QueueTimeout: off, HandoffWindow: 4, BusyAfter: 50 * time.Millisecond,
 		HangTimeout: 30 * time.Second, HangSignal: syscall.SIGKILL, RescueLimit: 1024, MaxConnectionsActive: 0,
+		ReadyMin: 1, ReadyMaxWait: 5 * time.Second,
 		WorkerProtocol: "auto", StartTimeout: 30 * time.Second, ReadyAfter: time.Second,
 		UnhealthyAfter: 10 * time.Second,
 		DrainTimeout:   30 * time.Second, StopTimeout: 5 * time.Second, StopSignal: syscall.SIGTERM,
@@ -122,6 +124,8 @@ func TestEverySettingFromEverySource(t *testing.T) {
 		{"drain-timeout", "off", func(c *config) any { return c.DrainTimeout }, time.Duration(off)},
 		{"lame-duck", "7s", func(c *config) any { return c.LameDuck }, 7 * time.Second},
 		{"drain-spread", "8s", func(c *config) any { return c.DrainSpread }, 8 * time.Second},
+		{"ready-min", "2", func(c *config) any { return c.readyRule() }, metrics.ReadyRule{Min: 2, MaxWait: 5 * time.Second}},
+		{"ready-max-wait", "off", func(c *config) any { return c.readyRule() }, metrics.ReadyRule{Min: 1}},
 		{"max-connections-per-worker", "1000", func(c *config) any { return c.MaxPerWorker }, 1000},
 		{"max-age", "24h", func(c *config) any { return c.MaxAge }, 24 * time.Hour},
 		{"max-rss", "2GiB", func(c *config) any { return c.MaxRSS }, uint64(2 << 30)},

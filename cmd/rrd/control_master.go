@@ -358,8 +358,9 @@ func (m *master) Status(ctx context.Context) control.Status {
 	p := m.pool.Snapshot()
 	s.Desired = p.Desired
 	counts, err := m.snapshot(ctx)
+	is := metrics.Ready(counts, err)
+	s.Ready, s.Reason = is.OK, oneLine(is.Reason)
 	if err != nil {
-		s.Reason = "the dispatcher does not answer: " + oneLine(err.Error())
 		s.Workers = workerStatuses(p, nil)
 		return s
 	}
@@ -369,20 +370,6 @@ func (m *master) Status(ctx context.Context) control.Status {
 		s.Listeners = append(s.Listeners, listenerStatus(&counts.Listeners[i]))
 	}
 	s.Workers = workerStatuses(p, counts)
-	ready := 0
-	for i := range s.Workers {
-		if s.Workers[i].State == string(pool.StateReady) {
-			ready++
-		}
-	}
-	switch {
-	case s.Draining:
-		s.Reason = "draining"
-	case ready == 0:
-		s.Reason = "no worker is ready"
-	default:
-		s.Ready = true
-	}
 	return s
 }
 

@@ -42,8 +42,8 @@ Workers
       --hook-worker-ready C, --hook-worker-exit C, --hook-timeout D   (30s)
 Watching
       --metrics ADDR       HTTP, also unix:/path, or off (127.0.0.1:9746)
-      --control PATH       socket for rrdctl, or off     (auto)
-      --control-uid U      who else may use it; repeatable
+      --ready-min N, --ready-max-wait D    /-/ready: workers, queue (1, 5s)
+      --control PATH, --control-uid U      rrdctl's socket, more users (auto)
       --log-level L, --log-format F   debug to error; console, json (info, auto)
 This program
       --config FILE        TOML; keys as the flags, and command = [...]

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"rrd/dispatcher"
+	"rrd/metrics"
 	"rrd/worker/pool"
 )
 
@@ -341,14 +342,15 @@ func (m *master) statusLine(ctx context.Context) (line string, ready int) {
 	if why := m.reloadCounts().LastFailure; why != "" {
 		fmt.Fprintf(&b, "reload failed: %s; ", why)
 	}
+	counts, err := m.snapshot(ctx)
+	if is := metrics.Ready(counts, err); !is.OK && !m.draining.Load() {
+		fmt.Fprintf(&b, "not ready: %s; ", is.Reason)
+	}
 	fmt.Fprintf(&b, "%d/%d workers ready, policy %s", ready, p.Desired, m.cfg.Policy)
-	stats, err := m.dispatcher.Stats(ctx)
-	if err != nil {
-		b.WriteString(", and the dispatch loop does not answer")
-	} else if m.cfg.Policy == dispatcher.SchedRR {
+	if err == nil && m.cfg.Policy == dispatcher.SchedRR {
 		queue := 0
-		for i := range stats.Listeners {
-			queue += stats.Listeners[i].Queued
+		for i := range counts.Listeners {
+			queue += counts.Listeners[i].Queued
 		}
 		fmt.Fprintf(&b, ", queue %d", queue)
 	}

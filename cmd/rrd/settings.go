@@ -125,6 +125,8 @@ var settings = []setting{
 	{name: "control", def: one("auto"), apply: single(applyControl)},
 	{name: "control-uid", list: true, apply: applyControlUID},
 	{name: "metrics", def: one("127.0.0.1:9746"), apply: single(applyMetrics)},
+	{name: "ready-min", def: one("1"), apply: number(1, pool.MaxSize, func(c *config) *int { return &c.ReadyMin })},
+	{name: "ready-max-wait", def: one("5s"), apply: timeout(func(c *config) *time.Duration { return &c.ReadyMaxWait })},
 	{name: "log-level", def: one("info"), apply: single(applyLogLevel)},
 	{name: "log-format", def: one("auto"), apply: single(func(_ *host, c *config, v string) error {
 		return choice(&c.LogFormat, v, []string{"auto", "console", "json"})

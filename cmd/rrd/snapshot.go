@@ -23,6 +23,7 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	s := &metrics.Snapshot{
 		Time: time.Now(), Policy: string(m.cfg.Policy), PolicyReason: m.cfg.PolicyReason,
 		Draining: m.draining.Load(), QueueLimit: d.QueueLimit, Desired: p.Desired,
+		ReadyRule: m.current().readyRule(), OldestWait: d.OldestWait, LastQueueTimeout: d.LastQueueTimeout,
 		Redispatches: counts(d.Redispatches[:], dispatcher.Redispatch.String),
 		Dispatch:     histogram(&d.Dispatch), QueueWait: histogram(&d.QueueWait), HandoffAck: histogram(&d.HandoffAck),
 		Reloads:     m.reloadCounts(),
@@ -37,8 +38,14 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	for i := range d.Slots {
 		bySlot[d.Slots[i].Slot] = &d.Slots[i]
 	}
+	late := make(map[uint64]time.Duration, len(d.Processes))
+	for i := range d.Processes {
+		late[d.Processes[i].ID] = d.Processes[i].LateFor
+	}
 	for _, slot := range p.Slots {
-		s.Workers = append(s.Workers, workerCounts(slot, bySlot[slot.Slot]))
+		w := workerCounts(slot, bySlot[slot.Slot])
+		w.LateFor = late[slot.ID]
+		s.Workers = append(s.Workers, w)
 	}
 	for _, slot := range p.Removed {
 		w := workerCounts(slot, bySlot[slot.Slot])
@@ -46,6 +53,11 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 		s.Workers = append(s.Workers, w)
 	}
 	return s, nil
+}
+
+// readyRule is what --ready-min and --ready-max-wait say.
+func (c *config) readyRule() metrics.ReadyRule {
+	return metrics.ReadyRule{Min: c.ReadyMin, MaxWait: max(c.ReadyMaxWait, 0)}
 }
 
 // counts names an array's elements. The zeroes are there too, for who reads

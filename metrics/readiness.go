@@ -1,0 +1,74 @@
+package metrics
+
+import (
+	"fmt"
+	"time"
+)
+
+// lateAfter is how long a worker may have been late and still count as ready. A worker
+// that recovers sooner is busy, and its clients hardly notice.
+const lateAfter = 500 * time.Millisecond
+
+// ReadyRule is what readiness takes; the zero value takes one worker.
+type ReadyRule struct {
+	// Min is the number of workers that must be ready and answer; 0 means 1.
+	Min int
+	// MaxWait bounds the age of the oldest waiting connection; 0 means no bound.
+	MaxWait time.Duration
+}
+
+// Readiness is the answer of Ready.
+type Readiness struct {
+	OK bool
+	// Workers is the number of workers that are ready and answer.
+	Workers int
+	// Reason says in a few words why OK is false.
+	Reason string
+}
+
+// Ready decides whether new clients are to be sent here. It is the only rule: /-/ready,
+// /status.json, rrdctl status and STATUS= show what it says. s and err are what a Source
+// has returned.
+func Ready(s *Snapshot, err error) Readiness {
+	switch {
+	case err != nil:
+		return Readiness{Reason: "the dispatcher does not answer: " + err.Error()}
+	case s == nil:
+		return Readiness{Reason: "the dispatcher does not answer"}
+	}
+	r := Readiness{}
+	late := 0
+	for i := range s.Workers {
+		switch w := &s.Workers[i]; {
+		case w.State != readyState:
+		case w.LateFor >= lateAfter:
+			late++
+		default:
+			r.Workers++
+		}
+	}
+	r.Reason = s.whyNotReady(r.Workers, late)
+	r.OK = r.Reason == ""
+	return r
+}
+
+// whyNotReady returns "" if the service is ready. Workers counts the ones that are ready
+// and answer, late the ones that are ready and do not.
+func (s *Snapshot) whyNotReady(workers, late int) string {
+	least, limit := max(s.ReadyRule.Min, 1), s.ReadyRule.MaxWait
+	sinceTimeout := s.Time.Sub(s.LastQueueTimeout)
+	switch {
+	case s.Draining:
+		return "draining"
+	case workers < least && late > 0:
+		return fmt.Sprintf("not enough workers are ready and answer: --ready-min is %d, and late for %v or longer: %d", least, lateAfter, late)
+	case workers < least:
+		return fmt.Sprintf("not enough workers are ready: --ready-min is %d", least)
+	case limit <= 0:
+	case s.OldestWait >= limit:
+		return fmt.Sprintf("a connection has waited for a worker for %v: --ready-max-wait is %v", s.OldestWait.Round(time.Millisecond), limit)
+	case !s.LastQueueTimeout.IsZero() && sinceTimeout < limit:
+		return fmt.Sprintf("a connection was closed by --queue-timeout %v ago: --ready-max-wait is %v", max(sinceTimeout, 0).Round(time.Millisecond), limit)
+	}
+	return ""
+}
