@@ -49,7 +49,7 @@ func (c *config) described() control.Config {
 func (m *master) CheckConfig(path string) (control.Config, error) {
 	h := thisHost()
 	h.readFile = readPlainFile
-	c, _, err := h.parseConfig(withConfig(m.args, path), m.environ)
+	c, err := m.parseAgain(h, withConfig(m.args, path))
 	if err != nil {
 		return control.Config{}, err
 	}

@@ -370,9 +370,14 @@ func (m *master) runBeforeStart(ctx context.Context, done chan<- error) {
 		facts: []string{"RRD_WORKERS=" + strconv.Itoa(c.Workers), "RRD_POLICY=" + string(c.Policy)}})
 }
 
-// beforeSpawn runs --hook-before-spawn; its failure is one of the spawn.
+// beforeSpawn enters the working directory and runs --hook-before-spawn. A failure is one of
+// the spawn.
 func (m *master) beforeSpawn(ctx context.Context, slot, generation int) error {
-	hooks := m.current().Hooks
+	c := m.current()
+	if err := m.workDir.enterToSpawn(c); err != nil {
+		return err
+	}
+	hooks := c.Hooks
 	if hooks.BeforeSpawn == "" {
 		return nil
 	}

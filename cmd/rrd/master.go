@@ -56,7 +56,8 @@ type master struct {
 	hangup     hangup
 	reloads    reloads
 	upgrades   upgrades
-	program    string       // the file that this program was started from
+	program    string // the file that this program was started from
+	workDir    *workDir
 	resumed    *resumed     // what it was made of; nil: started afresh
 	metricsLn  net.Listener // nil: none
 	sink       *logSink
@@ -108,7 +109,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		output.Warn().Str("event", "log.lost").Int64("lost", lines).Msg("so many records were lost: the log was not read")
 	})
 	m := &master{
-		sink: sink, program: programPath(), upgrades: upgrades{wanted: newWish()},
+		sink: sink, program: programPath(), workDir: findWorkDir(environ), upgrades: upgrades{wanted: newWish()},
 		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
 		output:   output,

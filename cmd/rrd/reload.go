@@ -142,7 +142,7 @@ func (m *master) readAgain() (*config, *listenerDiff, error) {
 	if m.ends() {
 		return nil, nil, errors.New("rrd is being stopped")
 	}
-	next, _, err := parseConfig(m.args, m.environ)
+	next, err := m.parseAgain(thisHost(), m.args)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -130,7 +130,8 @@ func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 	if err != nil {
 		return fmt.Errorf("keep the old program: %w", err)
 	}
-	defer old.Close() //nolint:errcheck // read only
+	defer old.Close()     //nolint:errcheck // read only
+	_ = m.workDir.enter() // both programs read their paths from there; absolute ones do without
 	// First with a copy, while everything goes on.
 	copied, release, err := m.stand(ctx, old)
 	if err != nil {
@@ -236,7 +237,7 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 	}
 	c := m.current()
 	s := &savedMaster{
-		Program: programVersion(), Path: m.program, Args: m.args, Settings: c.written(), Command: c.Command,
+		Program: programVersion(), Path: m.program, WorkDir: m.workDir.path, Args: m.args, Settings: c.written(), Command: c.Command,
 		QueueLimit: c.QueueLimit, RescueLimit: c.RescueLimit,
 		Policy: c.Policy, PolicyReason: c.PolicyReason, Protocol: c.WorkerProtocol, ProtocolReason: c.ProtocolReason, Workers: c.Workers,
 		Hangup:      m.hangup,

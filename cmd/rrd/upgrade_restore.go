@@ -35,6 +35,9 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 	m := newMaster(c, args, environ, stdout, stderr)
 	m.started = time.Now().Add(-r.Age)
 	m.program = r.Path
+	if r.WorkDir != "" {
+		m.workDir = &workDir{path: r.WorkDir}
+	}
 	m.listeners, m.metricsAt = r.Listeners, r.MetricsAt
 	m.resumed = r
 	m.hangup = r.Hangup

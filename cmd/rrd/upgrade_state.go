@@ -37,6 +37,8 @@ type savedMaster struct {
 	// Program is the version that wrote it, Path the file that it was started from.
 	Program string
 	Path    string
+	// WorkDir is the name of the working directory; "": not known to who wrote it.
+	WorkDir string
 	// Args are the words of the command line. Settings and Command are the
 	// configuration in force, as it was written; the limits are what became of theirs.
 	Args                    []string
