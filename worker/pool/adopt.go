@@ -48,6 +48,9 @@ func Restore(c Config, s *SavedState) (*Pool, error) {
 	copy(p.startups[:], s.Startups)
 	p.startSum = s.StartSum
 	p.oomSeen = min(s.OOMSeen, p.sys.oomKills()) // which begins again in another cgroup
+	if s.ForceIn > 0 {
+		p.forceAt = p.restored.at.Add(s.ForceIn)
+	}
 	p.kept = slices.Clone(s.Reports)
 	if p.out != nil {
 		p.out.lost.Store(s.OutputLost)

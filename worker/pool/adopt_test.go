@@ -447,6 +447,7 @@ func (w *world) saved2() *SavedState {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	s.SavedAt = 0
 	return overJSON(w.t, s)
 }
 

@@ -170,7 +170,7 @@ type Hooks struct {
 	// SpawnFailed: no process was made. err wraps a *SpawnError when the command
 	// could not be started.
 	SpawnFailed func(slot int, err error)
-	// Backoff: the slot is started again after d.
+	// Backoff: the slot is started again after d, or earlier if no worker is ready.
 	Backoff func(slot int, d time.Duration)
 }
 

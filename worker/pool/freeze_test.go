@@ -74,6 +74,7 @@ func TestShortFreeze(t *testing.T) {
 			11s pid 101 killed
 			11s slot 0 was ended by signal 9 (killed) after 10s: not ready within 10s, cause killed_stuck
 			11s slot 0 backs off 2s
+			11s slot 0 started id 3 pid 102
 		`)
 		w.finish()
 	})

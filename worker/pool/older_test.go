@@ -107,8 +107,7 @@ func TestStuckGenerationsAreBounded(t *testing.T) {
 // The pause after a stuck process counts from its KILL, and grows like any other.
 func TestStuckBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, Config{}).run()
-		w.do(func() { w.Ready(1) })
+		w := serving(t, 2, Config{}) // the other one serves
 		began := time.Now()
 		var at []time.Duration
 		for range 5 {

@@ -67,6 +67,7 @@ type Pool struct {
 	startups    [len(startBounds) + 1]uint64
 	startSum    time.Duration
 	drainEnd    time.Time // of a stop that is spread, when the drain timeout ends for all; zero: never
+	forceAt     time.Time // when a slot is started although its backoff is not over; zero: a worker is ready
 	leaveAt     time.Time // when what does not end is left behind; zero if there is more
 	oomSeen     uint64
 	// spawnCtx ends the spawns under way when all are to be killed.
@@ -265,6 +266,7 @@ func (p *Pool) turn(now time.Time) {
 	}
 	p.expire(now)
 	p.advanceRoll(now)
+	p.watchService(now)
 }
 
 // ended says whether there is nothing left to do, and what Run returns then.

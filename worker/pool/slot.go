@@ -143,6 +143,9 @@ func (p *Pool) start(s *slot, why StartReason) {
 	}
 	s.startAt, s.pause, s.why = time.Time{}, 0, why
 	s.spawning = true
+	if !p.forceAt.IsZero() {
+		p.putOffForce(time.Now())
+	}
 	p.spawning++
 	t, limit := s.tmpl, p.cfg.StartTimeout
 	p.tasks.Go(func() { p.live(p.spawnCtx, s, t, limit, false) })
@@ -289,6 +292,9 @@ func (p *Pool) nextDeadline() (next time.Time) {
 			consider(s.startAt)
 		}
 	}
+	if s, at := p.nextInTurn(); s != nil {
+		consider(at)
+	}
 	for _, pr := range p.procs {
 		for _, t := range pr.timers {
 			consider(t)
@@ -303,6 +309,9 @@ func (p *Pool) expire(now time.Time) {
 		if p.freezing == nil && !s.startAt.IsZero() && !now.Before(s.startAt) {
 			p.start(s, s.why)
 		}
+	}
+	if s, at := p.nextInTurn(); s != nil && !now.Before(at) {
+		p.start(s, s.why)
 	}
 	for _, pr := range p.procs {
 		if pr.timers.due(readyTimer, now) {

@@ -178,6 +178,9 @@ func (p *Pool) snapshot(now time.Time) Snapshot {
 			snap.Removed = append(snap.Removed, s.status(now))
 		}
 	}
+	if s, at := p.nextInTurn(); s != nil { // the slots wanted come first
+		snap.Slots[s.index].StartsIn = max(at.Sub(now), 0)
+	}
 	return snap
 }
 

@@ -33,6 +33,9 @@ type SavedState struct {
 	Startups []uint64
 	StartSum time.Duration
 	OOMSeen  uint64
+	// ForceIn is what is left until a slot is started although its backoff is not over; 0: a
+	// worker is ready, or not known.
+	ForceIn time.Duration
 	// OutputLost counts lines, of which OutputUntold were not told of yet.
 	OutputLost, OutputUntold uint64
 	Reports                  []Report // that were kept
@@ -167,6 +170,9 @@ func (p *Pool) State() (*SavedState, error) {
 		StartSum:    p.startSum,
 		OOMSeen:     p.oomSeen,
 		Reports:     slices.Clone(p.kept),
+	}
+	if !p.forceAt.IsZero() {
+		s.ForceIn = max(p.forceAt.Sub(e.now), 1)
 	}
 	for _, slot := range p.slots {
 		s.Slots = append(s.Slots, e.slot(slot))
