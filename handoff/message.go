@@ -106,6 +106,9 @@ const (
 	ListenWritable uint16 = 4
 	// ListenReuse asks for SO_REUSEADDR on a datagram socket.
 	ListenReuse uint16 = 8
+	// ListenPrivate marks a socket that a Node tool has made for itself. Package node sets
+	// it; the master's own dialect ignores it.
+	ListenPrivate uint16 = 1 << 15
 )
 
 // Frame is one decoded frame. What a field means depends on Type.

@@ -16,6 +16,9 @@ type Config struct {
 	// ReadyOnMessage holds Ready back until the program has also sent the message
 	// "ready".
 	ReadyOnMessage bool
+	// Private reports whether a unix socket at path belongs to the process pid alone, which
+	// may be 0, and not to the service: then it makes no worker ready. Nil: none does.
+	Private func(path string, pid int) bool
 	// Message is called by Next, in its caller's goroutine, with every message of
 	// the program's own (process.send): one JSON text, cut to 1 KiB, good during
 	// the call only. It must not block.
@@ -91,8 +94,8 @@ var (
 	// ErrLine: a message of Node's cluster that is no JSON, lacks what it must
 	// have, or is longer than any real one.
 	ErrLine = errors.New("broken NODE_CLUSTER message")
-	// ErrAsks: more requests under way than any program has.
-	ErrAsks = errors.New("too many unanswered queryServer messages")
+	// ErrAsks: more exitedAfterDisconnect under way than any program sends.
+	ErrAsks = errors.New("too many unanswered exitedAfterDisconnect messages")
 	// ErrUnread: the worker has us answer and does not read the answers.
 	ErrUnread = errors.New("worker does not read its channel")
 )

@@ -183,7 +183,7 @@ func (c *Conn) heedCluster(f *handoff.Frame, m message) (bool, error) {
 	case "queryServer":
 		return c.heedQuery(f, m)
 	case "listening":
-		c.listening = true
+		c.listening = c.listening || !c.isPrivate(m)
 		return c.becomeReady(f), nil
 	case "close":
 		return c.heedClose(f, m), nil
@@ -209,11 +209,26 @@ func (c *Conn) heedQuery(f *handoff.Frame, m message) (bool, error) {
 		return false, err
 	}
 	if len(c.asked) == maxAsked {
-		return false, ErrAsks
+		err := c.tell(appendFailure(nil, tooManyOpened, seq, m.data(), c.next))
+		c.next++
+		return false, err
 	}
 	f.Seq = seq
+	if c.isPrivate(m) {
+		f.Flags |= handoff.ListenPrivate
+	}
 	c.asked = append(c.asked, ask{seq: seq, port: port})
 	return true, nil
+}
+
+// isPrivate reports whether a request or its "listening" is about a socket that a tool has
+// made for itself.
+func (c *Conn) isPrivate(m message) bool {
+	if c.conf.Private == nil || string(m["addressType"]) != "-1" {
+		return false
+	}
+	path, _ := m.text("address")
+	return c.conf.Private(path, c.sender.PID())
 }
 
 // heedClose: the program has closed a server.

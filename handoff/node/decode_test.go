@@ -82,6 +82,11 @@ func TestQueries(t *testing.T) {
 		`"address":"::","port":53,"addressType":"udp6","flags":0`:                                      listen(F{}, "udp [::]:53"),
 		`"address":"::","port":53,"addressType":"udp6","flags":5`:                                      listen(F{Flags: handoff.ListenReuse}, "udp6 [::]:53"),
 		`"address":"::1","port":0,"addressType":"udp6","index":1`:                                      listen(F{Listener: 1}, "udp6 [::1]:0"),
+		`"address":null,"port":null,"addressType":4,"index":1`:                                         listen(F{Listener: 1}, "tcp :0"),
+		`"address":null,"port":"80","addressType":4`:                                                   listen(F{}, "tcp :80"),
+		`"address":"0.0.0.0","addressType":"udp4","fd":-1,"flags":0`:                                   listen(F{}, "udp4 0.0.0.0:0"),
+		`"address":"0.0.0.0","port":null,"addressType":"udp4","fd":-1,"index":2`:                       listen(F{Listener: 2}, "udp4 0.0.0.0:0"),
+		`"address":"0.0.0.0","port":"53","addressType":"udp4","fd":-1,"index":2`:                       listen(F{}, "udp4 0.0.0.0:53"),
 		`"address":null,"port":null,"addressType":null,"fd":3,"backlog":5`:                             listen(F{Arg: 5}, "fd 3"),
 		`"address":null,"port":null,"addressType":null,"fd":0`:                                         listen(F{}, "fd 0"),
 		`"ADDRESS":"x","Act":"y","Seq":7,"address":"127.0.0.1","port":1,"port":8000,"addressType":4`:   listen(F{}, "tcp4 127.0.0.1:8000"),
@@ -103,8 +108,10 @@ func TestImpossibleQueries(t *testing.T) {
 		`"address":"/app/\u0000","port":-1,"addressType":-1`, // the kernel would make a name up
 		`"address":null,"port":65536,"addressType":4`,
 		`"address":null,"port":-1,"addressType":4`,
-		`"address":null,"port":null,"addressType":4`,
-		`"address":null,"port":"80","addressType":4`,
+		`"address":null,"port":"65536","addressType":4`,
+		`"address":null,"port":"eighty","addressType":4`,
+		`"address":null,"port":[80],"addressType":4`,
+		`"address":"0.0.0.0","port":{},"addressType":"udp4"`,
 		`"address":null,"port":80.5,"addressType":4`,
 		`"address":null,"port":80,"addressType":"pipe"`,
 		`"address":null,"port":80,"addressType":5`,
@@ -119,6 +126,21 @@ func TestImpossibleQueries(t *testing.T) {
 	l := newLink(t, Config{})
 	l.heard(query(5, `"data":{"ticketKeys":"ab"},"port":-1`))
 	wantLines(t, "with data", l.read(), strings.Replace(refused, `"data":null`, `"data":{"ticketKeys":"ab"}`, 1))
+}
+
+// A socket that a tool has made for itself is bound, and makes no worker ready.
+func TestPrivateSocketsMakeNoWorkerReady(t *testing.T) {
+	type F = handoff.Frame
+	l := newLink(t, Config{Private: func(path string, _ int) bool { return path == "/tmp/tool" }})
+	says := func(path string) string {
+		return `{"cmd":"NODE_CLUSTER","act":"listening","address":"` + path + `","port":-1,"addressType":-1,"seq":6}` + "\n"
+	}
+	unix := func(path string) string { return query(5, `"address":"`+path+`","port":-1,"addressType":-1`) }
+	wantFrames(t, "its own", l.heard(unix("/tmp/tool")), listen(F{Flags: handoff.ListenPrivate}, "unix /tmp/tool"))
+	wantFrames(t, "its own", l.heard(says("/tmp/tool"), ready))
+	wantFrames(t, "the service's", l.heard(unix("/tmp/app")), listen(F{}, "unix /tmp/app"))
+	wantFrames(t, "its own", l.heard(says("/tmp/tool")))
+	wantFrames(t, "the service's", l.heard(says("/tmp/app")), F{Type: handoff.Ready})
 }
 
 func TestReadyOnce(t *testing.T) {

@@ -117,16 +117,21 @@ func target(m message) (network, address string, port uint16, ok bool) {
 		path, ok := socketPath(host)
 		return "unix", path, 0, ok
 	}
-	n, ok := m.uint("port")
-	if !ok || n > math.MaxUint16 {
+	n, ok := m.number("port")
+	if !ok {
 		return "", "", 0, false
 	}
 	network, ok = inetNetwork(kind, host, m)
 	if !ok {
 		return "", "", 0, false
 	}
+	if strings.HasPrefix(network, "udp") {
+		port = udpPort(n)
+	} else if port, ok = tcpPort(n); !ok {
+		return "", "", 0, false
+	}
 	// "" gives ":PORT".
-	return network, net.JoinHostPort(host, strconv.FormatUint(n, 10)), uint16(n), true
+	return network, net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)), port, true
 }
 
 // inetNetwork tells the family. Without a host TCP is bound to both, and so is "::"

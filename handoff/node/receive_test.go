@@ -227,12 +227,32 @@ func TestDescriptorsOfAWorkerAreNotInstalled(t *testing.T) {
 	}
 }
 
+// A program may ask for more than is answered at a time: such a listen fails, and the
+// worker lives.
 func TestTooManyRequests(t *testing.T) {
 	l := newLink(t, Config{})
+	const fields = `"address":null,"port":80,"addressType":4`
 	for i := range uint64(maxAsked) {
-		l.heard(query(i, `"address":null,"port":80,"addressType":4`))
+		l.heard(query(i, fields))
 	}
-	l.say(query(maxAsked, `"address":null,"port":80,"addressType":4`))
+	wantFrames(t, "one too many", l.heard(query(maxAsked, fields)))
+	wantLines(t, "one too many", l.read(), fmt.Sprintf(`{"cmd":"NODE_CLUSTER","errno":-24,"key":"0","ack":%d,"data":null,"seq":0}`, maxAsked))
+	if err := l.Send(&handoff.Frame{Type: handoff.Listening, Seq: 0, Listener: 7, Payload: []byte("tcp\x00[::]:80")}, handoff.FD{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.heard(query(maxAsked, fields)); len(got) != 1 || got[0].Type != handoff.Listen {
+		t.Errorf("after an answer: %+v", got)
+	}
+}
+
+func TestTooManyGoodbyes(t *testing.T) {
+	l := newLink(t, Config{})
+	l.listens(1, 7)
+	l.hand(100, 7, openFile(t)) // until it has arrived no goodbye is answered
+	for range maxAsked {
+		l.heard(goAway)
+	}
+	l.say(goAway)
 	if _, err := l.drain(); err != ErrAsks {
 		t.Errorf("got %v", err)
 	}
