@@ -24,7 +24,9 @@ import (
 // askedListener is an address that workers asked for.
 //
 //	binding --ok--> open --last user gone--> closing --asked again--> binding
-//	   \--error--> gone                          \--closed--> gone
+//	  |  ^ \--error--> gone                       \--closed--> gone
+//	  |  +--listener closed--+
+//	  +--taken by a listener of ours--> waiting
 type askedListener struct {
 	key     string
 	network string
@@ -35,6 +37,10 @@ type askedListener struct {
 	mode    os.FileMode // added to that of a socket file
 	reuse   bool        // SO_REUSEADDR on a datagram socket
 	closing bool
+	// refused is why the last bind failed, while a bind is waited for that may go better;
+	// see collide.go. giveUpAt is when that ends; 0: when the port is free.
+	refused  error
+	giveUpAt int64
 	// users has the slots that use it: by which worker, or 0 while the slot waits
 	// for a successor, which may want it again.
 	users map[int]uint64
@@ -255,6 +261,9 @@ func (l *loop) ask(k *link, r *request) {
 	key := r.key()
 	a := l.asked[key]
 	if a == nil {
+		a = l.askedAs(k, key)
+	}
+	if a == nil {
 		a = &askedListener{key: key, network: r.network, address: r.address, mode: r.fileMode(),
 			reuse: r.flags&handoff.ListenReuse != 0, users: make(map[int]uint64)}
 		l.asked[key] = a
@@ -285,13 +294,13 @@ func (l *loop) bind(a *askedListener, k *link) {
 		address = a.ln.addr // one more slot's socket; port 0 is resolved
 	}
 	d.helpers.Add(1)
-	go d.bindAsked(a.key, network, address, o, rights, k.slot) // Close waits for it
+	go d.bindAsked(a.key, network, address, o, rights, k.slot, l.closes) // Close waits for it
 }
 
-func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, slot int) {
+func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, slot int, closes uint64) {
 	defer d.helpers.Done()
 	s, err := bindWithRights(network, address, o, r)
-	if d.do(context.Background(), func(l *loop) { l.bound(key, slot, s, err) }) != nil && err == nil {
+	if d.do(context.Background(), func(l *loop) { l.bound(key, slot, closes, s, err) }) != nil && err == nil {
 		_ = s.close()
 	}
 }
@@ -316,8 +325,9 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 	return s, err
 }
 
-// bound ends a bind: everyone who asked is answered.
-func (l *loop) bound(key string, slot int, s *socket, err error) {
+// bound ends a bind: everyone who asked is answered. closes is the number of listeners
+// that had closed when it began.
+func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) {
 	a := l.asked[key]
 	if err == nil && a == nil {
 		_ = s.close()
@@ -327,6 +337,9 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 		return
 	}
 	first := a.ln == nil
+	if err != nil && first && l.waitsForPort(a, closes, err) {
+		return
+	}
 	switch {
 	case err == nil && first:
 		a.ln, err = l.open(ListenerConfig{Name: a.address, Network: a.network, Address: a.address,
@@ -342,10 +355,15 @@ func (l *loop) bound(key string, slot int, s *socket, err error) {
 	case err == nil && !a.ln.addSlot(slot, s):
 		_ = s.close()
 	}
+	l.answerAskers(a, err)
+}
+
+// answerAskers joins the workers that wait for a, or refuses them with err.
+func (l *loop) answerAskers(a *askedListener, err error) {
 	waiting := a.waiting
 	a.waiting = nil
-	if err != nil && first {
-		delete(l.asked, key)
+	if err != nil && a.ln == nil {
+		delete(l.asked, a.key)
 	}
 	for _, w := range waiting {
 		if l.links[w.k.idx] != w.k || w.k.gone {
@@ -479,13 +497,12 @@ func (l *loop) closeUnused(a *askedListener) {
 // askedClosed: the socket is closed; whoever asked meanwhile gets a new one.
 func (l *loop) askedClosed(a *askedListener) {
 	a.closing, a.ln = false, nil
-	alive := a.waiting[:0]
-	for _, w := range a.waiting {
-		if l.links[w.k.idx] == w.k && !w.k.gone {
-			alive = append(alive, w)
-		}
-	}
-	a.waiting = alive
+	l.bindAgain(a)
+}
+
+// bindAgain makes another try for the workers that still wait for a.
+func (l *loop) bindAgain(a *askedListener) {
+	a.waiting = slices.DeleteFunc(a.waiting, func(w asker) bool { return l.links[w.k.idx] != w.k || w.k.gone })
 	if len(a.waiting) == 0 {
 		delete(l.asked, a.key)
 		return

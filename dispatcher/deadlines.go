@@ -30,6 +30,9 @@ func (l *loop) nextDeadline() int64 {
 	if l.ignoredAt != 0 {
 		sooner(l.ignoredAt)
 	}
+	if l.giveUpAt != 0 {
+		sooner(l.giveUpAt)
+	}
 	for _, k := range l.healths {
 		sooner(k.healthAt)
 	}
@@ -127,6 +130,9 @@ func (l *loop) deadlines() {
 	}
 	if l.ignoredAt != 0 && l.ignoredAt <= l.now {
 		l.lookForIgnored()
+	}
+	if l.giveUpAt != 0 && l.giveUpAt <= l.now {
+		l.giveUpBinds()
 	}
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0

@@ -307,6 +307,7 @@ func (l *loop) closed(ln *listener) {
 		ln.asked = nil
 		l.askedClosed(a)
 	}
+	l.portFreed(ln)
 }
 
 // bury forgets closed listeners whose last connection has been answered.

@@ -53,6 +53,8 @@ type loop struct {
 	releasing []*link // ready, and may ask yet for what their dead predecessor had
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed
+	closes    uint64  // listeners that have closed
+	giveUpAt  int64   // when a bind has waited long enough for other workers; 0: none waits
 	defunct   int     // closed listeners with connections that are still to be answered
 	draining  bool
 	idle      []chan struct{} // closed when nothing waits, flies or listens
