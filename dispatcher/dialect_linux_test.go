@@ -81,6 +81,37 @@ func TestRejectingWithoutAgainIsPaced(t *testing.T) {
 	}
 }
 
+// A worker that is not ready is told to go, and is not to be ended before it does.
+func TestDrainingBeforeReadyWaitsForTheHangUp(t *testing.T) {
+	s := newStepped(t, Config{})
+	plain := s.peer()
+	node, _ := s.speaking(handoff.Traits{HangsUp: true})
+	for _, p := range []*peer{plain, node} {
+		s.l.drain(p.k.id)
+		s.settle()
+		if p.hear(); p.last(handoff.Drain) == nil {
+			t.Errorf("worker %d was not told", p.k.id)
+		}
+	}
+	if !s.heard("drained 1") || s.heard("drained 2") {
+		t.Errorf("told %q", s.told)
+	}
+}
+
+// A socket that a tool has made for itself does not mean that its program speaks to rrd.
+func TestAPrivateSocketIsNoWord(t *testing.T) {
+	s := newStepped(t, Config{})
+	p := s.peer()
+	path := filepath.Join(t.TempDir(), "s")
+	p.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Flags: handoff.ListenPrivate, Payload: []byte("unix\x00" + path)})
+	if f := p.answered(1); f.Arg != 0 || s.heard("spoke") {
+		t.Errorf("errno %d, told %q", f.Arg, s.told)
+	}
+	p.ask(2, "tcp", "127.0.0.1:0", 0)
+	p.answered(2)
+	s.mustHear("spoke 1")
+}
+
 // A worker that hangs up has done nothing wrong, and what it has not answered
 // waits for its end.
 func TestHangingUpIsNoFault(t *testing.T) {

@@ -363,9 +363,10 @@ func (l *loop) drain(worker uint64) {
 	k.state = handoff.Draining
 	l.review(k)
 	l.say(k, handoff.Frame{Type: handoff.Drain}, handoff.FD{})
-	if !k.ready && !k.drained && (!k.spoke || l.cfg.Policy == SchedRR) {
+	if !k.ready && !k.drained && !k.traits.HangsUp && (!k.spoke || l.cfg.Policy == SchedRR) {
 		// It was given no connection and gets none any more, whatever it may say yet. One
 		// that accepts by itself may have some before its READY is read: it says so itself.
+		// One that hangs up is told to leave, and does.
 		k.drained = true
 		l.tell(k, l.cfg.Hooks.Drained)
 	}

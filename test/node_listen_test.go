@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"rrd/test/harness"
+	"rrd/test/load"
 )
 
 // What a program may ask a cluster primary for: one master, whose workers open and
@@ -414,4 +415,15 @@ func datagram(t *testing.T, address string, n int) (pid int) {
 		return err
 	})
 	return pid
+}
+
+// A program that tries ports out, in any notation, gets what it gets alone.
+func TestNodePorts(t *testing.T) {
+	t.Parallel()
+	_, port := hostPort(t, freePort(t))
+	m := node(t, 1, "ports.js", harness.Options{Env: []string{"FREE=" + port, "HOST=127.0.0.1"}})
+	nodeServes(t, m, load.Config{Address: "127.0.0.1:" + port, Total: 5})
+	if n := len(m.Events(harness.Named("listener.refused"))) + len(m.Events(harness.Named("worker.exit"))); n > 0 {
+		t.Errorf("%d requests were refused, or workers ended", n)
+	}
 }

@@ -5,7 +5,7 @@ package test
 import (
 	"fmt"
 	"net"
-	"os/exec"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,52 +16,85 @@ import (
 	"rrd/test/load"
 )
 
-// Commands that keep the channel from the program: one warning, with the cure.
-func TestNodeSilent(t *testing.T) {
-	for name, tt := range map[string]struct {
-		command func(t *testing.T) []string
-		says    []string
-	}{
-		"npm start": {func(t *testing.T) []string {
-			t.Helper()
-			if _, err := exec.LookPath("npm"); err != nil {
-				t.Fatalf("%v: run make setup", err)
+// Commands that keep the channel from the program are refused, and start nothing.
+func TestNodeLaunchersAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, command := range [][]string{{"npm", "start"}, {"node", "--watch", nodeProgram(t, "http.js")}} {
+		for _, check := range [][]string{nil, {"--check"}} {
+			m := harness.Run(t, harness.Options{Args: check, Command: command, Listen: []string{}, NoMetrics: true, ExitCode: 2})
+			if log := m.Log(); strings.Contains(strings.TrimSpace(log), "\n") || !strings.Contains(log, "cannot be a Node worker") || !strings.Contains(log, "as in rrd -- node server.js") {
+				t.Errorf("%q: %s", command, log)
 			}
-			return []string{"npm", "--prefix", filepath.Dir(nodeProgram(t, "http.js")), "start"}
-		}, []string{"npm", "-- node"}},
-		"node --watch": {func(t *testing.T) []string {
-			t.Helper()
-			return []string{"node", "--watch", nodeProgram(t, "http.js")}
-		}, []string{"--watch", "-- node"}},
-		"no listen": {func(t *testing.T) []string {
-			t.Helper()
-			nodeProgram(t, "http.js")
-			return []string{"node", "-"} // an empty program: standard input is /dev/null
-		}, []string{"listen"}},
+		}
+	}
+}
+
+// A tool that starts the program in a second process, and listens on a socket of its own.
+const launching = `#!/usr/bin/env node
+const name = process.env.SOCKET_NAME.replace('PID', process.pid);
+require('node:net').createServer().listen(require('node:path').join(require('node:os').tmpdir(), name), () => {
+  require('node:child_process').spawn(process.execPath, [process.env.PROGRAM], { stdio: 'inherit' });
+});
+`
+
+// Programs that never ask rrd for a listener of the service: one warning, with the cure, and
+// no worker is ready.
+func TestNodeSilent(t *testing.T) {
+	for name, tt := range map[string]struct{ program, text, socket, says string }{
+		"no listen":            {"empty.js", "", "", "does it call listen()?"},
+		"a tool":               {"tool.js", launching, "tool-PID.pipe", "does it call listen()?"},
+		"a tool that is known": {"tsx", launching, "pipe", "tsx keeps the channel for itself: run node --import tsx server.ts"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			path := filepath.Join(t.TempDir(), tt.program)
+			if err := os.WriteFile(path, []byte(tt.text), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			command := []string{path}
+			if strings.HasSuffix(path, ".js") {
+				command = []string{"node", path}
+			}
 			// Each process binds a port of its own, with no word to the master.
 			m := node(t, 2, "http.js", harness.Options{
-				Args: []string{"--policy", "rr", "--start-timeout", "6s"}, Command: tt.command(t), Unready: true, ExitCode: 3,
-				LeavesFiles: []string{"node-compile-cache"}, // of npm
-				Env:         []string{"npm_config_cache=" + t.TempDir(), "npm_config_update_notifier=false"},
+				Args: []string{"--policy", "rr", "--start-timeout", "6s"}, Command: command, Unready: true, ExitCode: 3,
+				Env: []string{"PROGRAM=" + nodeProgram(t, "http.js"), "SOCKET_NAME=" + tt.socket},
 			})
 			e := m.Wait(harness.Named("worker.silent"))
-			for _, word := range tt.says {
-				if !strings.Contains(e.Line, word) {
-					t.Errorf("it does not say %q: %s", word, e.Line)
-				}
-			}
-			if e.Str("level") != "warn" {
-				t.Errorf("level %s", e.Str("level"))
+			if e.Str("level") != "warn" || !strings.Contains(e.Line, tt.says) {
+				t.Errorf("it does not say %q: %s", tt.says, e.Line)
 			}
 			m.WaitExit()
 			if n := len(m.Events(harness.Named("worker.silent"))); n != 1 {
 				t.Errorf("said %d times", n)
 			}
+			if opened := len(m.Events(harness.Named("listener.open"))); (opened > 0) != (tt.socket != "") || len(m.Events(harness.Named("worker.ready"))) > 0 {
+				t.Errorf("%d listeners, and workers that are ready: %d", opened, len(m.Events(harness.Named("worker.ready"))))
+			}
 		})
 	}
+}
+
+// A worker that is not ready yet is told to disconnect, and ends by itself.
+func TestNodeDrainsBeforeItIsReady(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "starting.js")
+	const program = `const { worker } = require('node:cluster');
+worker.on('disconnect', () => { console.log('disconnected', worker.exitedAfterDisconnect); setTimeout(() => process.exit(7), 50); });
+console.log('starting');
+setInterval(() => {}, 1000);
+`
+	if err := os.WriteFile(path, []byte(program), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := node(t, 1, "", harness.Options{Args: []string{"--worker-output", "json"}, Command: []string{"node", path}, Unready: true})
+	m.WaitLog(`"line":"starting"`)
+	m.Signal(syscall.SIGTERM)
+	m.WaitExit()
+	if e := m.Events(harness.Named("worker.exit")); len(e) != 1 || e[0].Int("exit_code") != 7 || !e[0].Bool("requested") {
+		t.Errorf("%v", e)
+	}
+	m.WaitLog(`"line":"disconnected true"`)
 }
 
 // A program that ends in an exception before it listens: exit 3 with its words.

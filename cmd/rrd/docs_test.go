@@ -102,7 +102,7 @@ func TestDocumentedFlags(t *testing.T) {
 
 // foreignFlags are of the programs that docs/node.md compares rrd with, and of Node.
 var foreignFlags = words("node-args wait-ready kill-timeout max-memory-restart max-old-space-size import port watch " +
-	"inspect inspect-brk inspect-wait inspect-port")
+	"inspect inspect-brk inspect-wait inspect-port run watch-path")
 
 // Flags that are only mentioned must exist too. Other programs' flags do not
 // belong into these documents, save one.

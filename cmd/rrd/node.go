@@ -49,6 +49,9 @@ func (c *config) settleProtocol(h *host) error {
 		return c.bad("worker-max-connections-active", fmt.Sprint(c.MaxConnectionsActive),
 			"needs workers that report closed connections, and Node does not: remove it, and set server.maxConnections in the program")
 	}
+	if err := c.checkLauncher(h); err != nil {
+		return err
+	}
 	if word := codeFlag(c.Command); word != "" {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("command: with %s Node does not speak to rrd, and ends at once: put the program into a file", word))
 	}
@@ -71,9 +74,6 @@ func (c *config) settleNodePolicy() error {
 	}
 	return nil
 }
-
-// packageManagers are Node programs that start other programs.
-var packageManagers = []string{"npm", "npx", "pnpm", "pnpx", "yarn", "yarnpkg"}
 
 // detectNode says why the command is a Node program, or "" if nothing says so.
 func (c *config) detectNode(h *host) string {
@@ -143,24 +143,10 @@ func codeFlag(command []string) string {
 	return ""
 }
 
-// swallower names what, in the command, keeps the channel for itself and starts
-// the program without it; or "".
-func swallower(command []string) string {
-	if base := filepath.Base(firstWorker.Replace(command[0])); slices.Contains(packageManagers, base) {
-		return base
-	}
-	for _, f := range pool.NodeFlags(command) {
-		if name, _, _ := strings.Cut(f, "="); name == "--watch" || name == "--watch-path" {
-			return "node " + name
-		}
-	}
-	return ""
-}
-
 // nodeCure is what to do about a Node worker that runs and asks for no listener.
 func (c *config) nodeCure() string {
-	if who := swallower(c.Command); who != "" {
-		return who + " keeps the channel for itself: run the program itself, as in rrd -- node server.js"
+	if l := findLauncher(c.Command, nil); l.runner != "" {
+		return l.runner + " keeps the channel for itself: run " + runners[l.runner]
 	}
 	return "it has asked for no listener: does it call listen()? Only cluster workers are served: a tool that starts a second node keeps the channel for itself " +
 		"(run the program itself, as in rrd -- node server.js), and worker threads and listeners with exclusive or reusePort bind by themselves"
@@ -177,7 +163,7 @@ func (m *master) nodePair(slot int) (handoff.Channel, *os.File, error) {
 
 // nodeConfig is what the channel of a slot's worker does besides.
 func (m *master) nodeConfig(slot int) node.Config {
-	return node.Config{ReadyOnMessage: m.cfg.ReadyOnMessage, Message: m.nodeMessages(slot)}
+	return node.Config{ReadyOnMessage: m.cfg.ReadyOnMessage, Private: m.current().ownSocket(slot), Message: m.nodeMessages(slot)}
 }
 
 // Messages of a worker's program in the log: so many in such a time, others are

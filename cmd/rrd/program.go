@@ -21,7 +21,11 @@ const defaultPath = "/usr/local/bin:/usr/bin:/bin"
 // of the command: with slot 0 in place of {slot}, from --chdir, in the PATH that
 // the worker gets. Its error names the command.
 func (c *config) programPath() (string, error) {
-	name := firstWorker.Replace(c.Command[0])
+	return c.pathOf(firstWorker.Replace(c.Command[0]))
+}
+
+// pathOf is programPath for another program.
+func (c *config) pathOf(name string) (string, error) {
 	if strings.Contains(name, "/") {
 		path := c.fromChdir(name)
 		if _, err := exec.LookPath(path); err != nil {

@@ -63,12 +63,12 @@ var nodeValueFlags = strings.Fields(`-C -e -r --build-snapshot-config --conditio
 	--trace-require-module --unhandled-rejections --use-largepages --v8-pool-size --watch-path`)
 
 func takesNextWord(flag string) bool {
-	return !strings.Contains(flag, "=") && slices.Contains(nodeValueFlags, nodeFlagName(flag))
+	return !strings.Contains(flag, "=") && slices.Contains(nodeValueFlags, NodeFlagName(flag))
 }
 
-// nodeFlagName is a flag without its value, spelled as Node's documentation does:
+// NodeFlagName returns a flag without its value, spelled as Node's documentation does:
 // Node takes underscores for dashes.
-func nodeFlagName(flag string) string {
+func NodeFlagName(flag string) string {
 	name, _, _ := strings.Cut(flag, "=")
 	if !strings.HasPrefix(name, "--") {
 		return name
@@ -134,7 +134,7 @@ func moveInspector(words []string, slot int) []string {
 	var bare []int // flags without one
 	for i := 0; i < len(words); i++ {
 		name, value, hasValue := strings.Cut(words[i], "=")
-		switch nodeFlagName(name) {
+		switch NodeFlagName(name) {
 		case "--inspect", "--inspect-brk", "--inspect-wait":
 			if !hasValue {
 				bare = append(bare, i)
