@@ -36,6 +36,7 @@ type askedListener struct {
 	backlog int
 	mode    os.FileMode // added to that of a socket file
 	reuse   bool        // SO_REUSEADDR on a datagram socket
+	private bool        // its worker accepts by itself under every policy
 	closing bool
 	// refused is why the last bind failed, while a bind is waited for that may go better;
 	// see collide.go. giveUpAt is when that ends; 0: when the port is free.
@@ -265,7 +266,7 @@ func (l *loop) ask(k *link, r *request) {
 	}
 	if a == nil {
 		a = &askedListener{key: key, network: r.network, address: r.address, mode: r.fileMode(),
-			reuse: r.flags&handoff.ListenReuse != 0, users: make(map[int]uint64)}
+			reuse: r.flags&handoff.ListenReuse != 0, private: r.flags&handoff.ListenPrivate != 0, users: make(map[int]uint64)}
 		l.asked[key] = a
 	}
 	larger := r.backlog > a.backlog

@@ -74,7 +74,7 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 		return nil, ErrClosed
 	}
 	ln := &listener{conf: c, asked: a, sock: s, network: s.network, addr: s.addr}
-	ln.shared = s.packet() || l.cfg.Policy != SchedRR
+	ln.shared = s.packet() || l.cfg.Policy != SchedRR || a != nil && a.private
 	ln.id = l.table.addListener()
 	ln.token = l.token(int(ln.id), tokenIsListener)
 	if int(ln.id) == len(l.listeners) {

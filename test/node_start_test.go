@@ -29,12 +29,19 @@ func TestNodeLaunchersAreRefused(t *testing.T) {
 	}
 }
 
-// A tool that starts the program in a second process, and listens on a socket of its own.
+// A tool that listens on a socket of its own, and starts the program in a second process
+// when it is served there.
 const launching = `#!/usr/bin/env node
-const name = process.env.SOCKET_NAME.replace('PID', process.pid);
-require('node:net').createServer().listen(require('node:path').join(require('node:os').tmpdir(), name), () => {
+const net = require('node:net');
+const path = require('node:path').join(require('node:os').tmpdir(), process.env.SOCKET_NAME.replace('PID', process.pid));
+let started = false;
+net.createServer((c) => {
+  c.destroy();
+  if (started) return;
+  started = true;
+  console.log('the tool is served');
   require('node:child_process').spawn(process.execPath, [process.env.PROGRAM], { stdio: 'inherit' });
-});
+}).listen(path, () => net.connect(path).on('error', () => {}));
 `
 
 // Programs that never ask rrd for a listener of the service: one warning, with the cure, and
@@ -60,6 +67,9 @@ func TestNodeSilent(t *testing.T) {
 				Args: []string{"--policy", "rr", "--start-timeout", "6s"}, Command: command, Unready: true, ExitCode: 3,
 				Env: []string{"PROGRAM=" + nodeProgram(t, "http.js"), "SOCKET_NAME=" + tt.socket},
 			})
+			if tt.socket != "" {
+				m.WaitStdout("the tool is served")
+			}
 			e := m.Wait(harness.Named("worker.silent"))
 			if e.Str("level") != "warn" || !strings.Contains(e.Line, tt.says) {
 				t.Errorf("it does not say %q: %s", tt.says, e.Line)
