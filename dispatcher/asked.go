@@ -86,14 +86,13 @@ func (r *request) fileMode() (m os.FileMode) {
 
 // listenAsked answers a LISTEN, now or when the socket is bound.
 func (l *loop) listenAsked(k *link, f *handoff.Frame) {
-	if k.listens++; k.listens > maxListens {
-		l.broke(k, "more than 64 LISTENs")
-		return
-	}
+	k.listens++ // refuse takes it back
 	network, address, ok := bytes.Cut(f.Payload, []byte{0})
 	r := request{seq: f.Seq, network: string(network), address: string(address),
 		ordinal: f.Listener, backlog: int(f.Arg), flags: f.Flags, data: bytes.Clone(f.Data)}
 	switch {
+	case k.listens > maxListens:
+		l.refuse(k, &r, errTooManyListens)
 	case !ok || !knownNetwork(r.network):
 		l.refuse(k, &r, fmt.Errorf("unknown network %q: %w", network, syscall.EINVAL))
 	case l.draining || k.state == handoff.Draining:
@@ -246,6 +245,7 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 
 // refuse answers with the errno in err and its text.
 func (l *loop) refuse(k *link, r *request, err error) {
+	k.listens-- // it has nothing of it, and may try again
 	errno := syscall.EINVAL
 	_ = errors.As(err, &errno)
 	text := err.Error()
@@ -288,6 +288,11 @@ func (l *loop) ask(k *link, r *request) {
 
 // bind has a's socket made, with the rights of the worker that asked.
 func (l *loop) bind(a *askedListener, k *link) {
+	l.askedSocks++ // bound takes back what was not made
+	if !l.mayAsk() {
+		l.bound(a.key, k.slot, l.closes, nil, errNoDescriptor)
+		return
+	}
 	d, rights, network, address := l.d, k.rights, a.network, a.address
 	o := bindOptions{backlog: a.backlog, uid: -1, gid: -1, addMode: a.mode, reuseaddr: a.reuse,
 		reuseport: l.cfg.Policy == SchedReuseport && isTCP(network)}
@@ -330,11 +335,13 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 // that had closed when it began.
 func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) {
 	a := l.asked[key]
-	if err == nil && a == nil {
-		_ = s.close()
-		return
+	if err != nil {
+		l.askedSocks--
 	}
 	if a == nil {
+		if err == nil {
+			l.closeUnasked(s)
+		}
 		return
 	}
 	first := a.ln == nil
@@ -346,7 +353,7 @@ func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) 
 		a.ln, err = l.open(ListenerConfig{Name: a.address, Network: a.network, Address: a.address,
 			Backlog: a.backlog, UID: -1, GID: -1}, s, a)
 		if err != nil {
-			_ = s.close()
+			l.closeUnasked(s)
 			break
 		}
 		if a.backlog > 0 {
@@ -354,7 +361,7 @@ func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) 
 		}
 		l.setAsked(a, slot)
 	case err == nil && !a.ln.addSlot(slot, s):
-		_ = s.close()
+		l.closeUnasked(s)
 	}
 	l.answerAskers(a, err)
 }
@@ -372,7 +379,6 @@ func (l *loop) answerAskers(a *askedListener, err error) {
 		}
 		switch {
 		case err != nil:
-			w.k.listens-- // it has nothing of it, and may try again
 			l.refuse(w.k, w.r, err)
 		case a.ln.shared && !a.ln.lendTo(w.k.slot).Valid():
 			a.waiting = append(a.waiting, w) // its slot's socket is still to be made
@@ -399,6 +405,9 @@ func (l *loop) setAsked(a *askedListener, slot int) {
 
 // left: a program has closed its listener.
 func (l *loop) left(k *link, wire uint32) {
+	before := len(k.joined)
+	k.joined = slices.DeleteFunc(k.joined, func(w uint32) bool { return w == wire })
+	k.listens -= before - len(k.joined)
 	ln := l.byWire[wire]
 	if ln == nil {
 		return // it crossed the listener's closing
@@ -408,9 +417,6 @@ func (l *loop) left(k *link, wire uint32) {
 	if len(ln.bySlot) > 0 {
 		l.reviewSlots()
 	}
-	before := len(k.joined)
-	k.joined = slices.DeleteFunc(k.joined, func(w uint32) bool { return w == wire })
-	k.listens -= before - len(k.joined)
 	a := ln.asked
 	switch {
 	case a == nil || a.users[k.slot] != k.id:

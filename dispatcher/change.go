@@ -21,6 +21,7 @@ type Limits struct {
 	HangTimeout  time.Duration
 	RescueLimit  int
 	MaxActive    int
+	MaxAsked     int
 	DrainTimeout time.Duration
 	Configured   bool
 }
@@ -36,13 +37,13 @@ func (l *loop) setLimits(c Limits) {
 	n := *l.cfg
 	n.QueueLimit, n.QueueTimeout, n.Window = c.QueueLimit, c.QueueTimeout, c.Window
 	n.BusyAfter, n.HangTimeout, n.RescueLimit = c.BusyAfter, c.HangTimeout, c.RescueLimit
-	n.MaxActive, n.DrainTimeout, n.Configured = c.MaxActive, c.DrainTimeout, c.Configured
+	n.MaxAsked, n.MaxActive, n.DrainTimeout, n.Configured = c.MaxAsked, c.MaxActive, c.DrainTimeout, c.Configured
 	n = n.withDefaults()
 	// One by one: other goroutines read what never changes.
 	live := l.cfg
 	live.QueueLimit, live.QueueTimeout, live.Window = n.QueueLimit, n.QueueTimeout, n.Window
 	live.BusyAfter, live.HangTimeout, live.RescueLimit = n.BusyAfter, n.HangTimeout, n.RescueLimit
-	live.MaxActive, live.DrainTimeout, live.Configured = n.MaxActive, n.DrainTimeout, n.Configured
+	live.MaxAsked, live.MaxActive, live.DrainTimeout, live.Configured = n.MaxAsked, n.MaxActive, n.DrainTimeout, n.Configured
 	l.beatAt = min(l.beatAt, l.now+l.beatEvery()) // earlier, and never put off
 	l.table.window = int32(l.cfg.Window)
 	for _, k := range l.links {

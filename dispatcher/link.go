@@ -63,15 +63,13 @@ type link struct {
 	removal   *removal // it is dead; nil: it lives, as far as is known
 }
 
-type parcel struct {
-	frame handoff.Frame
-	share handoff.FD // a duplicate of ours
-}
+// parcel is a frame that waits for room. The descriptor of a shared listener is lent when
+// it is sent: so a worker that reads nothing takes none of the master's.
+type parcel struct{ frame handoff.Frame }
 
 // Limits on what one worker may say (semantics of the protocol, docs/protocol.md).
 const (
 	messagesPerTurn = 64
-	maxListens      = 64
 	// allMessages is more than a channel's buffer holds (about 280 messages of a
 	// frame at the default of 208 KiB): who has read so many has read all that was
 	// said before.
@@ -178,15 +176,7 @@ func (l *loop) say(k *link, f handoff.Frame, share handoff.FD) {
 		}
 		short = !isAgain(err)
 	}
-	p := parcel{frame: f}
-	if share.Valid() {
-		var err error
-		if p.share, err = share.Dup(); err != nil {
-			l.broke(k, "no descriptor left to answer with")
-			return
-		}
-	}
-	k.unsent = append(k.unsent, p)
+	k.unsent = append(k.unsent, parcel{f})
 	l.setFull(k, true)
 	if short {
 		l.retryLater(k)
@@ -235,18 +225,10 @@ func (l *loop) writable(k *link) {
 	}
 }
 
-// forgetUnsent closes what was to be sent along.
-func (k *link) forgetUnsent() {
-	for i := range k.unsent {
-		_ = k.unsent[i].share.Close()
-	}
-	k.unsent = nil
-}
-
 func (l *loop) sendUnsent(k *link) {
 	for len(k.unsent) > 0 {
-		p := &k.unsent[0]
-		if err := k.ch.Send(&p.frame, p.share); err != nil {
+		f := &k.unsent[0].frame
+		if err := k.ch.Send(f, l.lendAgain(k, f)); err != nil {
 			switch {
 			case !canRetry(err):
 				l.cannotSend(k, err, 0)
@@ -255,7 +237,6 @@ func (l *loop) sendUnsent(k *link) {
 			}
 			return
 		}
-		_ = p.share.Close()
 		k.unsent = k.unsent[1:]
 	}
 	k.unsent = nil
@@ -375,16 +356,26 @@ func (l *loop) drain(worker uint64) {
 // maxDeaths: the third worker that dies having read a connection was its last.
 const maxDeaths = 3
 
-// sayAgain repeats a recalled frame. The descriptor of a shared listener was
-// lost with the message: it is lent anew.
+// sayAgain repeats a recalled frame.
 func (l *loop) sayAgain(k *link, f handoff.Frame) {
-	if f.Type == handoff.Listening && f.Flags&handoff.ListeningShared != 0 {
-		if ln := l.byWire[f.Listener]; ln != nil {
-			l.say(k, f, ln.lendTo(k.slot))
-			return
-		}
+	share := l.lendAgain(k, &f)
+	l.say(k, f, share)
+}
+
+// lendAgain returns the descriptor of f, which was lost with its message or was not sent
+// yet, if f has one. If the socket is gone by now, f becomes a refusal.
+func (l *loop) lendAgain(k *link, f *handoff.Frame) handoff.FD {
+	if f.Type != handoff.Listening || f.Flags&handoff.ListeningShared == 0 {
+		return handoff.FD{}
 	}
-	l.say(k, f, handoff.FD{})
+	var share handoff.FD
+	if ln := l.byWire[f.Listener]; ln != nil {
+		share = ln.lendTo(k.slot)
+	}
+	if !share.Valid() {
+		*f = handoff.Frame{Type: handoff.Listening, Seq: f.Seq, Arg: uint32(syscall.ECANCELED), Payload: []byte("the listener was closed")}
+	}
+	return share
 }
 
 // flyingConn finds the connection in flight to k under seq.

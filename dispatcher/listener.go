@@ -45,12 +45,6 @@ type listener struct {
 	waitClosed []chan struct{}
 }
 
-// nameStats are the counts of a listener's name; they outlive the listener.
-type nameStats struct {
-	ListenerStats
-	dropsSeen [NumDropReasons]uint64 // told to Hooks.Dropped
-}
-
 // closeWait bounds how long a closing listener waits for handshakes.
 const (
 	closeWait  = int64(time.Second)
@@ -121,18 +115,6 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 		l.event(func() { hook(info) })
 	}
 	return ln, nil
-}
-
-func (l *loop) nameStats(name string) *nameStats {
-	for _, n := range l.names {
-		if n.Name == name {
-			return n
-		}
-	}
-	n := &nameStats{}
-	n.Name = name
-	l.names = append(l.names, n)
-	return n
 }
 
 // watch makes the poller report the listener exactly while it is to be accepted
@@ -285,6 +267,9 @@ func (l *loop) closed(ln *listener) {
 	for _, s := range ln.bySlot {
 		l.giveBack(ln, s)
 	}
+	if ln.asked != nil {
+		l.askedSocks -= len(ln.sockets())
+	}
 	ln.closeSockets()
 	for _, c := range ln.waitClosed {
 		close(c)
@@ -328,18 +313,9 @@ func (l *loop) bury() {
 			delete(l.byWire, ln.wire)
 			l.listeners[i] = nil
 			l.defunct--
-			l.forgetName(ln)
+			l.forgetName(ln.stats)
 		}
 	}
-}
-
-// forgetName drops the counts of a listener that workers asked for and nobody
-// ever used, so that respawning and asking for ever new addresses grows nothing.
-func (l *loop) forgetName(ln *listener) {
-	if !ln.stats.Asked || ln.stats.Accepted > 0 || ln.stats.Open {
-		return
-	}
-	l.names = slices.DeleteFunc(l.names, func(n *nameStats) bool { return n == ln.stats })
 }
 
 func (ln *listener) sockets() []*socket {

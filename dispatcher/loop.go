@@ -63,9 +63,13 @@ type loop struct {
 	aside     *aside.Client
 	reports   reports
 	slotStats []*SlotStats // by slot
-	names     []*nameStats
-	stats     Stats // what is not by listener or slot
-	frame     handoff.Frame
+	names     []*nameStats // in order of opening, then those that have closed
+	byName    map[string]*nameStats
+	// closedNames are of asked listeners that have closed, the longest closed first.
+	closedNames []*nameStats
+	askedSocks  int   // sockets that workers asked for, with those being bound
+	stats       Stats // what is not by listener or slot
+	frame       handoff.Frame
 }
 
 // sock is the loop's half of a connection; the table has the other.
@@ -104,7 +108,7 @@ func newLoop(d *Dispatcher) *loop {
 		table: newTable(d.cfg.Window, d.cfg.QueueLimit),
 		socks: make([]sock, 0, d.cfg.QueueLimit),
 		byID:  make(map[uint64]*link), asked: make(map[string]*askedListener),
-		byWire: make(map[uint32]*listener),
+		byWire: make(map[uint32]*listener), byName: make(map[string]*nameStats),
 		flight: emptySocks, kept: emptySocks,
 	}
 	l.aside = aside.NewClient(aside.Config{Limit: l.asideLimit, Want: l.wantHelper, Kill: l.killHelper,
@@ -362,7 +366,6 @@ func (l *loop) finish() {
 			l.unfly(c)
 			l.table.back(c)
 		}
-		k.forgetUnsent()
 		_ = k.ch.Close()
 	}
 	for _, ln := range l.listeners {
@@ -461,12 +464,14 @@ func (l *loop) copyStats() *Stats {
 		s.LastQueueTimeout = time.Now().Add(-time.Duration(l.now - l.timeoutAt))
 	}
 	s.Listeners = make([]ListenerStats, len(l.names))
+	byName := make(map[*nameStats]*ListenerStats, len(l.names))
 	for i, n := range l.names {
 		s.Listeners[i] = n.ListenerStats
-		for _, ln := range l.listeners {
-			if ln != nil && ln.stats == n {
-				ln.addLive(l, &s.Listeners[i])
-			}
+		byName[n] = &s.Listeners[i]
+	}
+	for _, ln := range l.listeners {
+		if ln != nil {
+			ln.addLive(l, byName[ln.stats])
 		}
 	}
 	at := make([]int, len(l.slotStats)) // by slot: where it is in s.Slots

@@ -32,7 +32,6 @@ func (l *loop) remove(worker uint64, how Removal) {
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {
 		l.flight.remove(l.socks, c)
 	}
-	k.forgetUnsent()
 	l.forgetLate(k)
 	l.healths = slices.DeleteFunc(l.healths, func(h *link) bool { return h == k })
 	l.settling = slices.DeleteFunc(l.settling, func(o *link) bool { return o == k })

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"os"
 	"slices"
 	"testing"
 
@@ -204,16 +205,44 @@ func TestEventsOfARemovedWorkerAreNobodys(t *testing.T) {
 	}
 }
 
-func TestCloseForgetsWhatCouldNotBeSent(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedNone, Configured: true})
-	s.listen("web")
-	var f *faulty
-	p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f })
-	f.fails = unix.EAGAIN
-	p.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Payload: []byte("tcp\x00web")})
-	s.step()
-	if len(p.k.unsent) != 1 || !p.k.unsent[0].share.Valid() {
-		t.Fatalf("%d frames wait", len(p.k.unsent))
+// A worker that reads no answer takes no descriptors of the master: the socket is lent
+// when the answer is sent, and refused if it is gone by then.
+func TestAnUnsentAnswerHoldsNoDescriptor(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		s := newStepped(t, Config{Policy: SchedNone, Configured: true})
+		ln := s.listen("web")
+		var f *faulty
+		p := s.peerOver(func(c *handoff.Conn) handoff.Channel { f = &faulty{Conn: c}; return f })
+		f.fails = unix.EAGAIN
+		before := len(openDescriptors(t))
+		for seq := range uint64(20) {
+			p.say(handoff.Frame{Type: handoff.Listen, Seq: seq, Payload: []byte("tcp\x00web")})
+		}
+		s.step()
+		if len(p.k.unsent) != 20 {
+			t.Fatalf("%d frames wait", len(p.k.unsent))
+		}
+		if n := len(openDescriptors(t)); n != before {
+			t.Errorf("%d descriptors, %d before", n, before)
+		}
+		if gone {
+			s.l.startClosing(ln)
+			s.until("it is closed", func() bool { return s.heard("closed") })
+		}
+		f.fails = 0
+		s.l.writable(p.k)
+		answer := p.answered(19)
+		if refused := answer.Arg != 0; refused != gone {
+			t.Errorf("gone %v: %+v %s", gone, answer, answer.Payload)
+		}
 	}
-	// The rest is leakcheck's.
+}
+
+func openDescriptors(t *testing.T) []os.DirEntry {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fds
 }

@@ -33,6 +33,11 @@ func Restore(cfg Config, s *State, codec ChannelCodec) (*Dispatcher, error) {
 		_ = p.close()
 		return nil, fmt.Errorf("restore dispatcher: %w", err)
 	}
+	for i := range s.Links {
+		for j := range s.Links[i].Unsent {
+			_ = s.Links[i].Unsent[j].Share.Close()
+		}
+	}
 	d.start(l)
 	return d, nil
 }
@@ -72,9 +77,7 @@ func (l *loop) restore(s *State, codec ChannelCodec) error {
 	l.turns, l.wires = s.Turns, s.Wires
 	l.stats.Redispatches, l.stats.Dispatch, l.stats.QueueWait, l.stats.HandoffAck = s.Redispatches, s.Dispatch, s.QueueWait, s.HandoffAck
 	l.refsUntil, l.acceptAt, l.pause, l.queueFull = l.after(s.RefsIn), l.after(s.AcceptIn), s.pauseOf(), s.QueueFull
-	for i := range s.Names {
-		l.names = append(l.names, &nameStats{ListenerStats: s.Names[i].ListenerStats, dropsSeen: s.Names[i].DropsSeen})
-	}
+	l.restoreNames(s)
 	for i := range s.Slots {
 		if slot := s.Slots[i].Slot; slot < 0 || slot >= maxSavedWorkers {
 			return fmt.Errorf("slot %d", slot)
@@ -120,7 +123,7 @@ func (l *loop) askAgain(k *link) {
 func (l *loop) limits() Limits {
 	c := l.cfg
 	return Limits{QueueLimit: c.QueueLimit, QueueTimeout: c.QueueTimeout, Window: c.Window, BusyAfter: c.BusyAfter,
-		HangTimeout: c.HangTimeout, RescueLimit: c.RescueLimit, MaxActive: c.MaxActive, DrainTimeout: c.DrainTimeout, Configured: c.Configured}
+		HangTimeout: c.HangTimeout, RescueLimit: c.RescueLimit, MaxActive: c.MaxActive, MaxAsked: c.MaxAsked, DrainTimeout: c.DrainTimeout, Configured: c.Configured}
 }
 
 func (l *loop) restoreSocks(s *State) error {
@@ -230,7 +233,9 @@ func (l *loop) restoreAsked(s *State) error {
 		}
 		a.ln.asked = a
 		l.asked[a.key] = a
+		l.askedSocks += len(a.ln.sockets())
 	}
+	l.restoreClosedNames()
 	return nil
 }
 
@@ -292,7 +297,7 @@ func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
 		k.removal = &removal{Removal: r.Removal, rescued: r.Rescued}
 	}
 	for _, p := range in.Unsent {
-		k.unsent = append(k.unsent, parcel{p.Frame, p.Share})
+		k.unsent = append(k.unsent, parcel{p.Frame})
 	}
 	return k
 }

@@ -236,6 +236,10 @@ func zoneID(zone string) (uint32, error) {
 }
 
 func bindUnix(path string, o bindOptions) (*socket, error) {
+	if strings.ContainsRune(path, 0) {
+		// The kernel would end the path there, and what it made would never be removed.
+		return nil, fmt.Errorf("the path of a unix socket contains a NUL byte: %w", syscall.EINVAL)
+	}
 	fd, err := newSocket(unix.AF_UNIX, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err

@@ -66,6 +66,7 @@ func TestAddressesThatAreRefused(t *testing.T) {
 		{"tcp", "127.0.0.1:70000", "port is not a number"},
 		{"tcp4", "[::1]:0", "not an IPv4 address"},
 		{"unix", "/nowhere/at/all/s", "no such file"},
+		{"unix", "@abstract\x00name", "NUL byte"},
 		{"tcp", "[fe80::1%nosuchzone]:0", "zone"},
 	} {
 		s, err := bindSocket(tt.network, tt.address, bindOptions{uid: -1, gid: -1})
@@ -147,6 +148,15 @@ func TestUnixSocketFiles(t *testing.T) {
 		}
 		if b, err := os.ReadFile(p); err != nil || string(b) != "precious" {
 			t.Errorf("%q %v", b, err)
+		}
+	})
+	t.Run("a-nul-leaves-nothing-behind", func(t *testing.T) {
+		p := path(t)
+		if _, err := listen(t, ListenerConfig{Address: p + "\x00tail"}); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "NUL byte") {
+			t.Errorf("%v", err)
+		}
+		if _, err := os.Lstat(p); !os.IsNotExist(err) {
+			t.Errorf("a file was left behind: %v", err)
 		}
 	})
 	t.Run("removed-at-close", func(t *testing.T) {

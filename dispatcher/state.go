@@ -99,7 +99,7 @@ type savedRemoval struct {
 
 type savedParcel struct {
 	Frame handoff.Frame
-	Share handoff.FD
+	Share handoff.FD // of an older rrd, which kept a duplicate; Restore closes it
 }
 
 type savedSocket struct {
@@ -344,7 +344,7 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 		out.AgainAt = append(out.AgainAt, l.age(at))
 	}
 	for _, p := range k.unsent {
-		out.Unsent = append(out.Unsent, savedParcel{p.frame, p.share})
+		out.Unsent = append(out.Unsent, savedParcel{Frame: p.frame})
 	}
 	for _, r := range l.retries {
 		out.Retry = out.Retry || r == k

@@ -83,6 +83,9 @@ func (l *loop) dueOrphans() {
 			}
 			l.giveBack(ln, s)
 			ln.closeSocket(s.socket)
+			if ln.asked != nil {
+				l.askedSocks--
+			}
 			return true
 		})
 	}

@@ -184,22 +184,6 @@ func TestAReplayedAckIsAViolation(t *testing.T) {
 	}
 }
 
-func TestMoreThan64ListensAreAViolation(t *testing.T) {
-	s := newStepped(t, Config{Configured: true})
-	s.listen("web")
-	p := s.peer()
-	for i := range maxListens {
-		p.say(handoff.Frame{Type: handoff.Listen, Seq: uint64(i), Payload: []byte("tcp\x00web")})
-		s.settle()
-	}
-	if p.hear(); s.heard("broke") || len(p.heard) != maxListens+1 {
-		t.Fatalf("%v, heard %d", s.told, len(p.heard))
-	}
-	p.say(handoff.Frame{Type: handoff.Listen, Seq: 99, Payload: []byte("tcp\x00web")})
-	s.settle()
-	s.mustHear("broke 1 more than 64 LISTENs")
-}
-
 // Volume is no offence: at most so many messages a turn are read.
 func TestAFloodOnlyWaitsForTheNextTurn(t *testing.T) {
 	s := newStepped(t, Config{Configured: true})

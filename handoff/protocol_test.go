@@ -150,7 +150,7 @@ func TestDocumentedLimits(t *testing.T) {
 		"frames in a message": MaxFrames, "bytes of a frame": FrameSize, "bytes of a payload": MaxPayload,
 		"bytes of a message": MaxMessage, "descriptors with a message": MaxFrames,
 		// The dispatcher's, and tested there.
-		"messages read from a worker in a turn": 64, "LISTENs of a worker, less those of listeners that it has left": 64,
+		"messages read from a worker in a turn": 64, "LISTENs of a worker, minus those that failed and those of listeners that it has left": 1024,
 	}
 	rows := table(t, "what", "limit")
 	if len(rows) != len(want) {

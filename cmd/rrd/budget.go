@@ -15,11 +15,47 @@ const minQueue = 16
 // fitBudget makes sure that the master never runs out of descriptors: it lowers
 // limits that nobody asked for, and refuses those that somebody did.
 func fitBudget(c *config) error {
+	limit, err := openFilesLimit()
+	if err != nil {
+		return err
+	}
+	return c.fit(limit)
+}
+
+func openFilesLimit() (int, error) {
 	var r syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
-		return fmt.Errorf("read the limit of open files: %w", err)
+		return 0, fmt.Errorf("read the limit of open files: %w", err)
 	}
-	return c.fit(int(min(uint64(r.Cur), 1<<30))) //nolint:unconvert // Cur is signed on freebsd
+	return int(min(uint64(r.Cur), 1<<30)), nil //nolint:unconvert // Cur is signed on freebsd
+}
+
+const (
+	// leastAsked are listeners that workers can ask for whatever the budget: they come
+	// out of its reserve of 64.
+	leastAsked = 16
+	// mostAsked is below the number of listeners that an upgrade in place believes.
+	mostAsked = 1 << 15
+)
+
+// maxAsked returns how many sockets workers may have by asking for listeners: what the
+// limit of open files leaves of the budget.
+func (c *config) maxAsked(limit int) int {
+	least := leastAsked
+	if c.Policy == dispatcher.SchedReuseport {
+		least = max(least, 2*c.Workers)
+	}
+	need := dispatcher.FDBudget(c.Policy, c.QueueLimit, c.Workers, c.HandoffWindow, len(c.Listen), c.RescueLimit)
+	return min(max(limit-need, least), mostAsked)
+}
+
+// askedLimit is maxAsked under the limit of this process; 0, if that is not known.
+func (c *config) askedLimit() int {
+	limit, err := openFilesLimit()
+	if err != nil {
+		return 0
+	}
+	return c.maxAsked(limit)
 }
 
 // workersInReload is how many workers may serve while a reload is under way: the new

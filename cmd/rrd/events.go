@@ -22,7 +22,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 	return dispatcher.Config{
 		Policy: c.Policy, QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0),
 		Window: c.HandoffWindow, BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0),
-		RescueLimit: c.RescueLimit, MaxActive: c.MaxConnectionsActive,
+		RescueLimit: c.RescueLimit, MaxActive: c.MaxConnectionsActive, MaxAsked: c.askedLimit(),
 		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, NonblockingShared: c.node(), Log: m.log,
 		Hooks: dispatcher.Hooks{
 			Spoke:   func(id uint64) { m.pool.Spoke(id) },

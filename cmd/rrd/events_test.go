@@ -103,6 +103,21 @@ func TestBudgetErrorHasOrigins(t *testing.T) {
 	}
 }
 
+// What the budget leaves is for the listeners that workers ask for, and a few always are.
+func TestMaxAsked(t *testing.T) {
+	c, _, err := testHost(nil).parseConfig(words("--queue-limit 100 --rescue-limit 0 --workers 2 --policy rr"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Listen = nil
+	need := 100 + 2*2*(4+6) + 64
+	for limit, want := range map[int]int{need: leastAsked, need + 100: 100, 1 << 30: mostAsked} {
+		if n := c.maxAsked(limit); n != want {
+			t.Errorf("limit %d: %d, want %d", limit, n, want)
+		}
+	}
+}
+
 func TestClaimErrorHasItsOrigin(t *testing.T) {
 	c, _, err := testHost(nil).parseConfig(nil, []string{"RRD_LISTEN=fd:web"})
 	if err != nil {

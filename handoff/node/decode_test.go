@@ -105,7 +105,9 @@ func TestImpossibleQueries(t *testing.T) {
 		`"address":null,"port":-1,"addressType":-1`, // listen(handle) of Node 18
 		`"address":"","port":-1,"addressType":-1`,
 		`"address":"relative","port":-1,"addressType":-1`,
-		`"address":"/app/\u0000","port":-1,"addressType":-1`, // the kernel would make a name up
+		`"address":"/app/\u0000","port":-1,"addressType":-1`,   // the kernel would make a name up
+		`"address":"/app/s\u0000x","port":-1,"addressType":-1`, // and end the path here
+		`"address":"/app/\u0000a\u0000b","port":-1,"addressType":-1`,
 		`"address":null,"port":65536,"addressType":4`,
 		`"address":null,"port":-1,"addressType":4`,
 		`"address":null,"port":"65536","addressType":4`,

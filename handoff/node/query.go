@@ -165,10 +165,11 @@ func inetNetwork(kind, host string, m message) (string, bool) {
 
 // socketPath is where a unix socket is to be. An abstract name comes mangled: the
 // worker's folder, a slash, then the NUL and the name. A worker makes other paths
-// absolute, so a relative or an empty one is none; the kernel would make a name up.
+// absolute, so a relative or an empty one is none; the kernel would make a name up. A NUL
+// elsewhere is refused: the kernel would end the path there.
 func socketPath(address string) (string, bool) {
-	if _, name, found := strings.Cut(address, "\x00"); found {
-		return "@" + name, name != ""
+	if folder, name, found := strings.Cut(address, "\x00"); found {
+		return "@" + name, name != "" && strings.HasSuffix(folder, "/") && !strings.Contains(name, "\x00")
 	}
 	return address, strings.HasPrefix(address, "/")
 }
