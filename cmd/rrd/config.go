@@ -333,7 +333,16 @@ func (c *config) bad(name, value, problem string) error {
 // valueError says what is wrong with one value.
 type valueError struct{ value, problem string }
 
-func (e *valueError) Error() string { return fmt.Sprintf("%q %s", e.value, e.problem) }
+func (e *valueError) Error() string { return abbreviated(fmt.Sprintf("%q", e.value)) + " " + e.problem }
+
+// abbreviated keeps an error readable if its value is very long.
+func abbreviated(text string) string {
+	const most, head = 1024, 200
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:head], "") + fmt.Sprintf(`..." (%d bytes)`, len(text))
+}
 
 func badValue(value, problem string, args ...any) error {
 	return &valueError{value, fmt.Sprintf(problem, args...)}

@@ -61,6 +61,13 @@ func reason(err error) error {
 
 // parseFile turns TOML into settings. Its errors say FILE:LINE.
 func parseFile(path, data string) (map[string]setValue, error) {
+	if line, err := checkShape(data); err != nil {
+		at := oneWord(path)
+		if line > 0 {
+			at = fmt.Sprintf("%s:%d", at, line)
+		}
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
 	var keys map[string]toml.Primitive
 	md, err := toml.Decode(data, &keys)
 	if err != nil {
@@ -81,6 +88,9 @@ func parseFile(path, data string) (map[string]setValue, error) {
 		at := oneWord(path)
 		if line > 0 { // a table that is only there by dotted keys has none
 			at = fmt.Sprintf("%s:%d", at, line)
+		}
+		if len(name) > maxKey {
+			return nil, fmt.Errorf("%s: a key has more than %d bytes: correct or remove it", at, maxKey)
 		}
 		s := findSetting(name)
 		if name != commandKey && (s == nil || s.name == "config") {
