@@ -144,7 +144,7 @@ func runCompare(args, environ []string, stdout, stderr *os.File) int {
 		return fail(stderr, exitUsage, err)
 	}
 	if c.help {
-		if _, err := io.WriteString(stdout, compareHelp); err != nil {
+		if _, err := io.WriteString(steady(stdout), compareHelp); err != nil {
 			return fail(stderr, exitFailure, err)
 		}
 		return exitOK
@@ -167,9 +167,9 @@ func runCompare(args, environ []string, stdout, stderr *os.File) int {
 		return fail(stderr, exitFailure, err)
 	}
 	if c.json {
-		err = report.writeJSON(stdout)
+		err = report.writeJSON(steady(stdout))
 	} else {
-		err = report.writeText(stdout, screenOf(stdout, environ))
+		err = report.writeText(steady(stdout), screenOf(stdout, environ))
 	}
 	if err != nil {
 		return fail(stderr, exitFailure, err)

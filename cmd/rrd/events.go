@@ -162,7 +162,7 @@ func (m *master) workerOutput() pool.Output {
 			mode = string(pool.OutputPrefix)
 		}
 	}
-	return pool.Output{Mode: pool.OutputMode(mode), Writer: forJournal(m.environ, m.stdout, zerolog.InfoLevel), Record: func(l pool.Line) {
+	return pool.Output{Mode: pool.OutputMode(mode), Writer: forJournal(m.environ, m.stdout, zerolog.InfoLevel), Accepted: m.accepted, Lost: m.outputLost, Record: func(l pool.Line) {
 		e := m.output.Info().Str("event", "worker.output").Int("worker", l.Worker.Slot).Int("worker_pid", l.Worker.PID).
 			Str("stream", l.Stream).Bytes("line", l.Text)
 		if l.More {
@@ -173,6 +173,11 @@ func (m *master) workerOutput() pool.Output {
 		}
 		e.Msg("output")
 	}}
+}
+
+func (m *master) outputLost(lines uint64) {
+	m.log.Warn().Str("event", "worker.output_lost").Uint64("lines", lines).
+		Msg("output of workers was lost: it was not read for a second")
 }
 
 // lend gives the listeners of a generation for one spawn, in the order of its

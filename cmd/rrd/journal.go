@@ -19,7 +19,7 @@ import (
 // and the inode of that stream (systemd.exec(5)). A process inherits the variable also
 // when its output was redirected, so both must be those of w.
 func toJournal(environ []string, w io.Writer) bool {
-	f, ok := w.(*os.File)
+	f, ok := w.(interface{ Stat() (os.FileInfo, error) })
 	if !ok {
 		return false
 	}

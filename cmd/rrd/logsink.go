@@ -68,12 +68,17 @@ func (s *logSink) write() {
 			}
 			continue
 		}
-		_, _ = s.w.Write(l.text)
+		if _, err := s.w.Write(l.text); err != nil {
+			continue // w counts it: see failed
+		}
 		if n := s.missed.Swap(0); n > 0 {
 			s.lost(n)
 		}
 	}
 }
+
+// failed counts a line that could not be written, as on a disk that is full.
+func (s *logSink) failed() { s.missed.Add(1) }
 
 // flush returns when what is queued is written, or nobody reads it.
 func (s *logSink) flush() { s.ask(logLine{writtenC: make(chan struct{})}, logLinger) }
@@ -115,6 +120,6 @@ func writeInTime(w io.Writer, text string) {
 }
 
 func writeText(w io.Writer, text string, doneC chan<- struct{}) {
-	_, _ = io.WriteString(w, text)
+	_, _ = io.WriteString(steady(w), text)
 	close(doneC)
 }

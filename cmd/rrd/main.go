@@ -49,11 +49,11 @@ func start(args, environ []string, stdout, stderr *os.File) int {
 	}
 	switch what {
 	case actionHelp:
-		_, err = io.WriteString(stdout, helpText)
+		_, err = io.WriteString(steady(stdout), helpText)
 	case actionVersion:
-		err = writeVersion(stdout)
+		err = writeVersion(steady(stdout))
 	case actionCheck:
-		if err := c.check(stdout, takeActivation(environ, os.Getpid()), fitBudget); err != nil {
+		if err := c.check(steady(stdout), takeActivation(environ, os.Getpid()), fitBudget); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
 	case actionRun:

@@ -39,6 +39,8 @@ type master struct {
 	logs    *metrics.LogCounter
 	stdout  io.Writer
 	started time.Time
+	// accepted is how many bytes stdout and stderr have taken.
+	accepted func() uint64
 
 	dispatcher *dispatcher.Dispatcher
 	closeOnce  sync.Once // of the dispatcher
@@ -101,16 +103,19 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 // newMaster makes one that has no rooms yet. Its log is to be closed (sink).
 func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *master {
 	counter := &metrics.LogCounter{}
-	direct := &lockedWriter{w: stderr}
+	log, out := newSteadyWriter(stderr), newSteadyWriter(stdout)
+	direct := &lockedWriter{w: log}
 	gate := newLogGate(c.LogLevel, counter)
 	gate.journal = toJournal(environ, stderr)
 	output := newGatedLogger(direct, isTerminal(stderr), environ, c, gate, false)
 	sink := newLogSink(direct, func(lines int64) {
 		output.Warn().Str("event", "log.lost").Int64("lost", lines).Msg("so many records were lost: the log was not read")
 	})
+	direct.failed = sink.failed
 	m := &master{
-		sink: sink, program: programPath(), workDir: findWorkDir(environ), upgrades: upgrades{wanted: newWish()},
-		cfg: c, args: args, environ: environ, logs: counter, stdout: stdout, started: time.Now(),
+		sink: sink, accepted: func() uint64 { return log.accepted.Load() + out.accepted.Load() },
+		program: programPath(), workDir: findWorkDir(environ), upgrades: upgrades{wanted: newWish()},
+		cfg: c, args: args, environ: environ, logs: counter, stdout: out, started: time.Now(),
 		log:      newGatedLogger(sink, isTerminal(stderr), environ, c, gate, true),
 		output:   output,
 		ctl:      newControls(gate),
@@ -427,12 +432,17 @@ func (m *master) banner() {
 
 // lockedWriter keeps the lines of two loggers apart.
 type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
+	mu     sync.Mutex
+	w      io.Writer
+	failed func() // called for each write that fails; or nil
 }
 
 func (l *lockedWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	n, err := l.w.Write(p)
+	if err != nil && l.failed != nil {
+		l.failed()
+	}
+	return n, err
 }

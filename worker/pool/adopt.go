@@ -53,8 +53,11 @@ func Restore(c Config, s *SavedState) (*Pool, error) {
 	}
 	p.kept = slices.Clone(s.Reports)
 	if p.out != nil {
-		p.out.lost.Store(s.OutputLost)
-		p.out.told.Store(s.OutputLost - s.OutputUntold)
+		lines := make([]Line, len(s.OutputLines))
+		for i := range s.OutputLines {
+			lines[i] = s.OutputLines[i].line()
+		}
+		p.out.restore(s.OutputLost, s.OutputUntold, lines)
 	}
 	templates := make([]*template, len(s.Templates))
 	for i := range s.Templates {

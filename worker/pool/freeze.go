@@ -202,6 +202,9 @@ func (p *Pool) goOn(f *freeze) {
 	if d := time.Since(f.at); d > late {
 		p.postpone(d)
 	}
+	if p.out != nil {
+		p.out.hurry(false)
+	}
 	for _, pr := range p.procs {
 		pr.releaseReaders()
 	}
@@ -212,6 +215,9 @@ func (p *Pool) goOn(f *freeze) {
 
 // holdReaders stops all that read from workers.
 func (p *Pool) holdReaders() error {
+	if p.out != nil {
+		p.out.hurry(true) // a reader that waits for room is to rest
+	}
 	for _, pr := range p.procs {
 		if err := pr.holdReaders(); err != nil {
 			return fmt.Errorf("hold output of process %d: %w", pr.w.PID, err)

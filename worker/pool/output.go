@@ -24,14 +24,11 @@ const (
 )
 
 const (
-	maxLine    = 16 << 10 // longer lines are given out in pieces
-	maxWords   = 4 << 10  // of last words
-	queueLines = 512      // captured and not yet written, of all workers
-	// lastOutput is how long a reaped worker's pipes are still read. They end
+	maxLine  = 16 << 10 // longer lines are given out in pieces
+	maxWords = 4 << 10  // of last words
+	// lastOutput is how long a reaped worker's pipes are still waited for. They end
 	// by themselves unless a descendant that left the group holds them.
 	lastOutput = 500 * time.Millisecond
-	// lastFlush is how long Run waits for a sink that does not take what is left.
-	lastFlush = time.Second
 )
 
 // Output says where captured lines go. The zero value is OutputRaw.
@@ -39,6 +36,12 @@ type Output struct {
 	Mode   OutputMode
 	Writer io.Writer  // OutputPrefix: gets one Write for each line
 	Record func(Line) // OutputJSON
+	// Accepted, if set, returns how many bytes the sink has taken. It shows that a sink
+	// works at a long line.
+	Accepted func() uint64
+	// Lost, if set, is told at most once a second how many lines were dropped since, of all
+	// workers, because the sink took nothing.
+	Lost func(lines uint64)
 }
 
 // Line is a line of output, or a piece of one that is very long.
@@ -65,104 +68,13 @@ func (o *Output) check() error {
 	return oneOf("output", o.Mode, []OutputMode{OutputRaw, OutputPrefix, OutputJSON})
 }
 
-// printer hands captured lines to the sink. A sink that blocks costs lines, never a
-// worker's progress.
-type printer struct {
-	sink  func(Line)
-	lineC chan queued
-	doneC chan struct{}
-	lost  atomic.Uint64
-	told  atomic.Uint64 // of lost, in lines that the sink got
-}
-
-// queued is a line, or somebody who waits until those before him are written.
-type queued struct {
-	Line
-	writtenC chan<- struct{} // or nil
-}
-
-func newPrinter(o Output) *printer {
-	sink := o.Record
-	if o.Mode == OutputPrefix {
-		sink = func(l Line) { printPrefixed(o.Writer, l) }
-	}
-	return &printer{sink: sink, lineC: make(chan queued, queueLines), doneC: make(chan struct{})}
-}
-
-// start starts the goroutine that writes; close waits for it.
-func (p *printer) start() { go p.print() }
-
-func (p *printer) print() {
-	defer close(p.doneC)
-	for q := range p.lineC {
-		if q.writtenC != nil {
-			close(q.writtenC)
-			continue
-		}
-		lost := p.lost.Load()
-		q.Lost = lost - p.told.Swap(lost)
-		p.sink(q.Line)
-	}
-}
-
-// put queues a line or drops it. Preconditions: close was not called.
-func (p *printer) put(l Line) {
-	select {
-	case p.lineC <- queued{Line: l}:
-	default:
-		p.lost.Add(1)
-	}
-}
-
-// close waits until what is queued is written, but not for long: a goroutine that is
-// stuck in the sink is left behind.
-func (p *printer) close() {
-	close(p.lineC)
-	timer := time.NewTimer(lastFlush)
-	defer timer.Stop()
-	select {
-	case <-p.doneC:
-	case <-timer.C:
-	}
-}
-
-// flush waits until what is queued is written, but not for long either.
-func (p *printer) flush() {
-	timer := time.NewTimer(lastFlush)
-	defer timer.Stop()
-	writtenC := make(chan struct{})
-	select {
-	case p.lineC <- queued{writtenC: writtenC}:
-	case <-timer.C:
-		return
-	}
-	select {
-	case <-writtenC:
-	case <-timer.C:
-	}
-}
-
-// printPrefixed writes a line; a "+" marks one that continues in the next. A sink that
-// cannot be written has no better place to be reported than itself.
-func printPrefixed(w io.Writer, l Line) {
-	var b []byte
-	if l.Lost > 0 {
-		b = fmt.Appendf(b, "[rrd] %d lines of workers were lost, their output was not taken\n", l.Lost)
-	}
-	b = fmt.Appendf(b, "[slot %d] ", l.Worker.Slot)
-	b = append(b, l.Text...)
-	if l.More {
-		b = append(b, '+')
-	}
-	_, _ = w.Write(append(b, '\n'))
-}
-
 // capture reads the output of one process. It owns the reading ends of its pipes. The
 // methods of a nil capture do nothing: there is none in raw mode.
 type capture struct {
 	out            *printer // or nil, see adoptCapture
 	stdout, stderr *stream
 	readers        sync.WaitGroup
+	ended          atomic.Bool // the process was reaped
 
 	mu    sync.Mutex
 	words []byte
@@ -207,6 +119,10 @@ func (c *capture) start(w Worker) {
 func (c *capture) finish() string {
 	if c == nil {
 		return ""
+	}
+	c.ended.Store(true)
+	if c.out != nil {
+		c.out.poke()
 	}
 	deadline := time.Now().Add(lastOutput)
 	_ = c.stdout.f.SetReadDeadline(deadline)
@@ -271,7 +187,7 @@ func (c *capture) put(w Worker, s *stream, text []byte, more bool) {
 	if c.out == nil {
 		return
 	}
-	c.out.put(Line{Worker: w, Stream: s.name, Text: bytes.Clone(bytes.TrimSuffix(text, []byte("\n"))), More: more})
+	c.out.put(Line{Worker: w, Stream: s.name, Text: bytes.Clone(bytes.TrimSuffix(text, []byte("\n"))), More: more}, &c.ended)
 }
 
 // remember keeps the end of both streams, in the order they were read.

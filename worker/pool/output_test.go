@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -73,55 +70,15 @@ func TestLastWordsAreBounded(t *testing.T) {
 func TestPrefix(t *testing.T) {
 	var b bytes.Buffer
 	p := newPrinter(Output{Mode: OutputPrefix, Writer: &b})
-	p.put(Line{Worker: Worker{Slot: 3}, Text: []byte("hello")})
-	p.put(Line{Worker: Worker{Slot: 12}, Text: []byte("long"), More: true})
-	p.lost.Add(2)
+	p.put(Line{Worker: Worker{Slot: 3}, Text: []byte("hello")}, alive)
+	p.put(Line{Worker: Worker{Slot: 12}, Text: []byte("long"), More: true}, alive)
+	p.lost += 2
 	p.start()
 	p.close()
 	want := "[rrd] 2 lines of workers were lost, their output was not taken\n[slot 3] hello\n[slot 12] long+\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-}
-
-// A sink that blocks costs lines, and neither the reader of a worker nor Run waits
-// for it.
-func TestBlockedSinkLosesLines(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		holdC := make(chan struct{})
-		var mu sync.Mutex
-		var got []Line
-		p := newPrinter(Output{Mode: OutputJSON, Record: func(l Line) {
-			<-holdC
-			mu.Lock()
-			defer mu.Unlock()
-			got = append(got, l)
-		}})
-		p.start()
-		synctest.Wait()
-		c := &capture{out: p}
-		const extra = 100
-		c.read(Worker{}, stdout(), strings.NewReader(strings.Repeat("x\n", queueLines+extra)))
-		if n := p.lost.Load(); n < extra-1 || n > extra {
-			t.Errorf("%d lines lost, want about %d", n, extra)
-		}
-		began := time.Now()
-		p.close()
-		if d := time.Since(began); d != lastFlush {
-			t.Errorf("close took %v", d)
-		}
-		close(holdC)
-		<-p.doneC
-		mu.Lock()
-		defer mu.Unlock()
-		var lost uint64
-		for _, l := range got {
-			lost += l.Lost
-		}
-		if lost != p.lost.Load() || len(got) != queueLines+extra-int(lost) {
-			t.Errorf("%d lines tell of %d lost, want %d", len(got), lost, p.lost.Load())
-		}
-	})
 }
 
 // A worker that writes as fast as it can to a sink that never takes anything goes on,

@@ -154,7 +154,7 @@ func (s Snapshot) States() map[State]int {
 func (p *Pool) Snapshot() (snap Snapshot) {
 	p.ask(func() { snap = p.snapshot(time.Now()) })
 	if p.out != nil {
-		snap.OutputLost = p.out.lost.Load()
+		snap.OutputLost, _ = p.out.losses()
 	}
 	return snap
 }

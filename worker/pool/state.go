@@ -38,7 +38,9 @@ type SavedState struct {
 	ForceIn time.Duration
 	// OutputLost counts lines, of which OutputUntold were not told of yet.
 	OutputLost, OutputUntold uint64
-	Reports                  []Report // that were kept
+	// OutputLines are those that were not written yet, the oldest first.
+	OutputLines []LineState `json:",omitempty"`
+	Reports     []Report    // that were kept
 }
 
 // TemplateState is a Template with its generation.
@@ -137,6 +139,28 @@ type StreamState struct {
 	Half []byte
 }
 
+// LineState is a line of output.
+type LineState struct {
+	Slot, PID int
+	Stream    string
+	Text      []byte
+	More      bool
+}
+
+// maxSavedOutput bounds the OutputLines in bytes.
+const maxSavedOutput = 4 << 20
+
+func (l *LineState) check() error {
+	if l.Slot < 0 || l.Slot >= MaxSize || len(l.Text) > maxLine {
+		return fmt.Errorf("line of slot %d with %d bytes", l.Slot, len(l.Text))
+	}
+	return nil
+}
+
+func (l *LineState) line() Line {
+	return Line{Worker: Worker{Slot: l.Slot, PID: l.PID}, Stream: l.Stream, Text: l.Text, More: l.More}
+}
+
 // NotifyState is the socket for READY=1. The name is the socket's own, for the eye.
 type NotifyState struct {
 	FD   handoff.FD
@@ -179,9 +203,13 @@ func (p *Pool) State() (*SavedState, error) {
 	}
 	s.Templates = e.list
 	if p.out != nil {
-		// What the sink has not taken by now is lost with this program.
-		s.OutputLost = p.out.lost.Load() + uint64(len(p.out.lineC))
-		s.OutputUntold = s.OutputLost - p.out.told.Load()
+		lines, left := p.out.pending(maxSavedOutput)
+		for _, l := range lines {
+			s.OutputLines = append(s.OutputLines, LineState{l.Worker.Slot, l.Worker.PID, l.Stream, l.Text, l.More})
+		}
+		s.OutputLost, s.OutputUntold = p.out.losses()
+		s.OutputLost += left // with this program
+		s.OutputUntold += left
 	}
 	return s, nil
 }

@@ -43,6 +43,11 @@ func (s *SavedState) check() error {
 			return err
 		}
 	}
+	for i := range s.OutputLines {
+		if err := s.OutputLines[i].check(); err != nil {
+			return fmt.Errorf("output: %w", err)
+		}
+	}
 	c := checker{s, make(map[uint64]struct{}), make(map[int]struct{}), make(map[int]struct{})}
 	for i := range s.Slots {
 		if err := c.slot(&s.Slots[i]); err != nil {
