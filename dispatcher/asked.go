@@ -322,11 +322,9 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 	}
 	var s *socket
 	var err error
+	o.rights = r
 	if rerr := withRights(r, func() { s, err = bindSocket(network, address, o) }); rerr != nil {
 		return nil, rerr
-	}
-	if s != nil {
-		s.file.setRights(r)
 	}
 	return s, err
 }

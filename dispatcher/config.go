@@ -158,6 +158,11 @@ type Rights struct {
 	Groups   []int
 }
 
+// differ reports whether r are others than the master's own; nil are the master's.
+func (r *Rights) differ() bool {
+	return r != nil && (r.UID != os.Geteuid() || r.GID != os.Getegid())
+}
+
 // ListenerConfig describes one listener of --listen.
 type ListenerConfig struct {
 	// Name labels the listener in metrics and logs and is what a worker may ask

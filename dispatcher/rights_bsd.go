@@ -4,7 +4,6 @@ package dispatcher
 
 import (
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,7 +11,7 @@ import (
 // withRights refuses where the worker is another user: credentials are the whole
 // process's here.
 func withRights(r *Rights, fn func()) error {
-	if r != nil && (r.UID != os.Geteuid() || r.GID != os.Getegid()) {
+	if r.differ() {
 		return fmt.Errorf("unix sockets that a worker of another user asks for need Linux; name it with --listen: %w", unix.EPERM)
 	}
 	fn()

@@ -15,7 +15,7 @@ import (
 // thread's on Linux) and ends with fn, so that no other goroutine ever runs with
 // them.
 func withRights(r *Rights, fn func()) error {
-	if r == nil || r.UID == os.Geteuid() && r.GID == os.Getegid() {
+	if !r.differ() {
 		fn()
 		return nil
 	}

@@ -47,21 +47,19 @@ type socketFile struct {
 	rights   *Rights // with which it was made and is to be removed
 }
 
-func (f *socketFile) setRights(r *Rights) {
-	if f != nil {
-		f.rights = r
-	}
-}
-
 // remove unlinks the file unless another has taken its place.
 func (f *socketFile) remove() {
 	if f == nil {
 		return
 	}
 	_ = withRights(f.rights, func() {
-		var st unix.Stat_t
-		if unix.Lstat(f.path, &st) == nil && uint64(st.Dev) == f.dev && st.Ino == f.ino { //nolint:unconvert // Dev is int32 on darwin
-			_ = unix.Unlink(f.path)
+		at, err := placeOf(f.path, f.rights.differ())
+		if err != nil {
+			return
+		}
+		defer at.close()
+		if st, err := at.stat(); err == nil && uint64(st.Dev) == f.dev && st.Ino == f.ino { //nolint:unconvert // Dev is int32 on darwin
+			_ = at.unlink()
 		}
 	})
 }
@@ -76,6 +74,7 @@ type bindOptions struct {
 	addMode      os.FileMode // unix: to the mode that the file gets without mode
 	reuseaddr    bool        // UDP, too
 	uid, gid     int
+	rights       *Rights // unix: of the worker that asked; see filePlace
 }
 
 func bindSocket(network, address string, o bindOptions) (*socket, error) {
@@ -261,27 +260,32 @@ func (s *socket) openUnix(path string, o bindOptions) error {
 			return os.NewSyscallError("fchmod", err)
 		}
 	}
-	err := bindPath(fd, path)
+	at, err := placeOf(path, o.rights.differ())
+	if err != nil {
+		return err
+	}
+	defer at.close()
+	err = at.bind(fd)
 	if errors.Is(err, unix.EADDRINUSE) && o.replaceStale {
 		if err := removeStale(path); err != nil {
 			return err
 		}
-		err = bindPath(fd, path)
+		err = at.bind(fd)
 	}
 	if err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	if !strings.HasPrefix(path, "@") {
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return os.NewSyscallError("lstat", err)
+	if !isAbstract(path) {
+		st, err := at.stat()
+		if err != nil {
+			return err
 		}
-		s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
+		s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino, rights: o.rights} //nolint:unconvert // Dev is int32 on darwin
 		if o.addMode != 0 {
 			mode := os.FileMode(st.Mode).Perm() | o.addMode //nolint:unconvert // Mode is uint16 on darwin
 			o.mode = &mode
 		}
-		if err := s.file.adopt(o); err != nil {
+		if err := s.file.adopt(&at, o); err != nil {
 			return err
 		}
 	}
@@ -289,15 +293,6 @@ func (s *socket) openUnix(path string, o bindOptions) error {
 		return os.NewSyscallError("listen", err)
 	}
 	return nil
-}
-
-// bindPath binds to a path of any length. One that a socket address cannot hold
-// is reached through its directory.
-func bindPath(fd int, path string) error {
-	if len(path) < len(unix.RawSockaddrUnix{}.Path) || strings.HasPrefix(path, "@") {
-		return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
-	}
-	return bindThroughDirectory(fd, path)
 }
 
 // removeStale unlinks a socket file that nobody serves: connecting is refused. A

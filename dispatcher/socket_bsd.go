@@ -25,7 +25,7 @@ func Somaxconn() int {
 	return unix.SOMAXCONN
 }
 
-func (f *socketFile) adopt(o bindOptions) error {
+func (f *socketFile) adopt(_ *filePlace, o bindOptions) error {
 	if o.uid >= 0 || o.gid >= 0 {
 		if err := os.Lchown(f.path, o.uid, o.gid); err != nil {
 			return err

@@ -53,13 +53,13 @@ func bindThroughDirectory(fd int, path string) error {
 // adopt gives the file that bind made its exact mode, which the umask may have
 // cut, and its owner. It goes through a descriptor of the file itself: whoever
 // may write in the directory could put a link in its place.
-func (f *socketFile) adopt(o bindOptions) error {
+func (f *socketFile) adopt(at *filePlace, o bindOptions) error {
 	if o.mode == nil && o.uid < 0 && o.gid < 0 {
 		return nil
 	}
-	fd, err := unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(at.at(), at.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("open", err)
+		return os.NewSyscallError("openat", err)
 	}
 	file := os.NewFile(uintptr(fd), f.path)
 	defer file.Close() //nolint:errcheck // only a handle

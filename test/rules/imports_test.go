@@ -77,7 +77,7 @@ var rules = []rule{
 		name: "the kernel", target: "golang.org/x/sys/unix",
 		except: []string{
 			"handoff/", "test/", "*_test.go", "cmd/internal/control/*_linux.go", "cmd/internal/control/*_bsd.go", "cmd/internal/control/*_unix.go",
-			"cmd/rrdctl/*_unix.go", "cmd/rrd/*_linux.go",
+			"cmd/rrdctl/*_unix.go", "cmd/rrd/*_linux.go", "cmd/rrd/*_unix.go",
 			"dispatcher/poll*.go", "dispatcher/sys*.go", "dispatcher/socket*.go", "dispatcher/accept*.go", "dispatcher/listen*.go",
 			"dispatcher/shared*.go", "dispatcher/*_linux.go", "dispatcher/*_bsd.go", "dispatcher/*_unix.go",
 			"dispatcher/internal/aside/*_linux.go", "dispatcher/internal/aside/*_bsd.go",
