@@ -193,6 +193,31 @@ func TestWorkerIdentity(t *testing.T) {
 	})
 }
 
+// Programs open /dev/stdout and its like for their logs (nginx, php-fpm), also as --user,
+// and find the home of that user.
+func TestUserOpensItsOutput(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	const script = `for f in /dev/stdout /dev/stderr /proc/self/fd/1; do (echo "opened $f" >$f) || echo "refused $f"; done
+echo "home $HOME, user $USER, logname $LOGNAME"; exit 4`
+	for _, output := range []string{"raw", "prefix", "json"} {
+		m := harness.Run(t, harness.Options{
+			Args:    []string{"--workers", "1", "--user", "nobody", "--worker-output", output, "--env", "LOGNAME=given"},
+			Command: []string{"/bin/sh", "-c", script}, Env: []string{"HOME=/root", "USER=root"}, ExitCode: 3,
+		})
+		nobody, err := user.Lookup("nobody")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"opened /dev/stdout", "opened /dev/stderr", "opened /proc/self/fd/1",
+			"home " + nobody.HomeDir + ", user nobody, logname given"} {
+			if !strings.Contains(m.Stdout()+m.Log(), want) {
+				t.Errorf("%s: no %q in\n%s%s", output, want, m.Stdout(), m.Log())
+			}
+		}
+	}
+}
+
 // A worker that is not root asks for what only root may have.
 func TestWorkerAsksBeyondItsRights(t *testing.T) {
 	needsRoot(t)

@@ -384,6 +384,9 @@ func TestResizeWithFewDescriptors(t *testing.T) {
 	done(t, m, "workers", "inc")
 	second := limit()
 	done(t, m, "upgrade")
+	if now := limit(); now != second {
+		t.Errorf("after the upgrade the queue's limit is %d, was %d", now, second)
+	}
 	done(t, m, "workers", "inc")
 	if third := limit(); first >= 4096 || second >= first || third >= second || third < 16 {
 		t.Errorf("the queue's limit was %d, then %d, then %d", first, second, third)

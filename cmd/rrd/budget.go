@@ -107,5 +107,11 @@ func (m *master) mayResize(_, to int) error {
 		return fmt.Errorf("%d workers: %w", to, err)
 	}
 	logWarnings(m.log, &c)
-	return m.dispatcher.SetLimits(c.dispatcherLimits())
+	if err := m.dispatcher.SetLimits(c.dispatcherLimits()); err != nil {
+		return err
+	}
+	live := *m.current() // an upgrade in place and a reload that fails go back to these
+	live.QueueLimit, live.RescueLimit = c.QueueLimit, c.RescueLimit
+	m.live.Store(&live)
+	return nil
 }

@@ -87,6 +87,7 @@ type config struct {
 	MaxRSS       uint64
 	Hooks        hookCommands
 	Credential   *pool.Credential // nil: the master's
+	Account      *pool.Account    // of --user; nil: without
 	WorkerNoFile uint64           // 0: the limit that the master was started with
 	Chdir        string
 	Env          []string // of --env-file, then of --env
@@ -322,6 +323,9 @@ func (c *config) identity(h *host) error {
 		return c.bad(option, value, fmt.Sprintf("needs rrd to be started as root, and it runs as uid %d", h.euid))
 	}
 	c.Credential = &pool.Credential{UID: uint32(uid), GID: uint32(gid)}
+	if c.user != nil {
+		c.Account = &pool.Account{Name: c.user.name, Home: c.user.home}
+	}
 	return nil
 }
 

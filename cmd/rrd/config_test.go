@@ -35,9 +35,9 @@ func testHost(files map[string]string) *host {
 		account: func(v string) (account, error) {
 			switch v {
 			case "web":
-				return account{33, 34}, nil
+				return account{33, 34, "web", "/srv/web"}, nil
 			case "4711":
-				return account{4711, -1}, nil
+				return account{uid: 4711, gid: -1}, nil
 			}
 			return account{}, errors.New("is no user of this system: name one, or give its number")
 		},
@@ -267,6 +267,7 @@ func TestPolicyAuto(t *testing.T) {
 func TestUserAndGroup(t *testing.T) {
 	root, user := testHost(nil), testHost(nil)
 	user.euid = os.Getuid() + 1000
+	accounts := map[string]*pool.Account{"web": {Name: "web", Home: "/srv/web"}, "4711": {}}
 	for _, x := range []struct {
 		h    *host
 		args string
@@ -276,6 +277,7 @@ func TestUserAndGroup(t *testing.T) {
 		{root, "--user web", pool.Credential{UID: 33, GID: 34}, ""},
 		{root, "--user web --group www", pool.Credential{UID: 33, GID: 80}, ""},
 		{root, "--user 4711 --group www", pool.Credential{UID: 4711, GID: 80}, ""},
+		{root, "--group www", pool.Credential{UID: 0, GID: 80}, ""},
 		{root, "--user 4711", pool.Credential{}, `--user: "4711" is in no user database, so its group is unknown: add --group (from flag)`},
 		{root, "--user nobody-at-all", pool.Credential{}, `--user: "nobody-at-all" is no user of this system: name one, or give its number (from flag)`},
 		{user, "--user web", pool.Credential{}, fmt.Sprintf(`--user: "web" needs rrd to be started as root, and it runs as uid %d (from flag)`, user.euid)},
@@ -288,6 +290,8 @@ func TestUserAndGroup(t *testing.T) {
 			}
 		} else if err != nil || !reflect.DeepEqual(*c.Credential, x.want) {
 			t.Errorf("%s: %+v %v", x.args, c, err)
+		} else if want := accounts[words(x.args)[1]]; !reflect.DeepEqual(c.Account, want) {
+			t.Errorf("%s: account %+v, want %+v", x.args, c.Account, want)
 		}
 	}
 }
@@ -298,7 +302,7 @@ func TestWarnsOfRootWorkers(t *testing.T) {
 		"": true, "-p none": true, "--group www": true, "--user web": false, "--user 0 --group www": false,
 	} {
 		h := testHost(nil)
-		h.account = func(v string) (account, error) { return account{len(v) - 1, 34}, nil } // "0" is root
+		h.account = func(v string) (account, error) { return account{uid: len(v) - 1, gid: 34}, nil } // "0" is root
 		c, _, err := h.parseConfig(words(args), nil)
 		if err != nil || slices.Contains(c.Warnings, rootWarning) != want {
 			t.Errorf("%q: %v, warnings %q", args, err, c.Warnings)
@@ -360,13 +364,13 @@ func TestReadConfigFile(t *testing.T) {
 
 // Lookups of this machine itself: root is there everywhere.
 func TestLookups(t *testing.T) {
-	if a, err := lookupAccount("root"); err != nil || a.uid != 0 || a.gid != 0 {
+	if a, err := lookupAccount("root"); err != nil || a != (account{0, 0, "root", a.home}) || a.home == "" {
 		t.Errorf("root: %+v %v", a, err)
 	}
 	if a, err := lookupAccount("0"); err != nil || a.uid != 0 || a.gid != 0 {
 		t.Errorf("0: %+v %v", a, err)
 	}
-	if a, err := lookupAccount("1999999999"); err != nil || a != (account{1999999999, -1}) {
+	if a, err := lookupAccount("1999999999"); err != nil || a != (account{uid: 1999999999, gid: -1}) {
 		t.Errorf("unknown number: %+v %v", a, err)
 	}
 	if g, err := lookupGroup("12345678"); err != nil || g != 12345678 {

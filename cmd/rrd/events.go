@@ -107,7 +107,7 @@ func (m *master) poolConfig(environ []string) pool.Config {
 	}
 	return pool.Config{
 		Size: c.Workers, Argv: command, Dir: c.Chdir, Env: environ, ExtraEnv: c.Env,
-		Credential: c.Credential, NoFile: c.WorkerNoFile, StopSignal: c.StopSignal, Protocol: m.protocol(),
+		Credential: c.Credential, Account: c.Account, NoFile: c.WorkerNoFile, StopSignal: c.StopSignal, Protocol: m.protocol(),
 		// A Node program gets its listeners by its channel under every policy.
 		SharesListeners: c.Policy != dispatcher.SchedRR && len(c.Listen) > 0 && !c.node(),
 		Pair:            m.channels(),

@@ -11,8 +11,12 @@ import (
 	"strings"
 )
 
-// account is a user; gid is -1 if it is unknown.
-type account struct{ uid, gid int }
+// account is a user; gid is -1 if it is unknown. name and home are empty where the user
+// database does not have them.
+type account struct {
+	uid, gid   int
+	name, home string
+}
 
 // lookupAccount finds a user by name or number. A number needs no entry in the
 // user database, as is usual in containers.
@@ -24,7 +28,7 @@ func lookupAccount(v string) (account, error) {
 			return account{}, errors.New("is no user of this system: name one, or give its number")
 		}
 		if u, err = user.LookupId(v); err != nil {
-			return account{id, -1}, nil
+			return account{uid: id, gid: -1}, nil
 		}
 	}
 	uid, err := strconv.Atoi(u.Uid)
@@ -35,7 +39,7 @@ func lookupAccount(v string) (account, error) {
 	if err != nil {
 		gid = -1
 	}
-	return account{uid, gid}, nil
+	return account{uid, gid, u.Username, u.HomeDir}, nil
 }
 
 // lookupGroup finds a group by name or number.

@@ -388,7 +388,7 @@ func (m *master) template(c *config, listeners []dispatcher.ListenerInfo) pool.T
 	if c.builtIn() {
 		argv = m.builtInCommand(listeners)
 	}
-	return pool.Template{Argv: argv, Dir: c.Chdir, ExtraEnv: c.Env, Credential: c.Credential, NoFile: c.WorkerNoFile}
+	return pool.Template{Argv: argv, Dir: c.Chdir, ExtraEnv: c.Env, Credential: c.Credential, Account: c.Account, NoFile: c.WorkerNoFile}
 }
 
 func (c *config) dispatcherLimits() dispatcher.Limits {

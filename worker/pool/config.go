@@ -71,6 +71,10 @@ type Credential struct {
 	Groups []uint32
 }
 
+// Account is what the environment of workers tells of their user: USER and LOGNAME, and
+// HOME. An empty field unsets its variables, for the master's would be wrong.
+type Account struct{ Name, Home string }
+
 // Inherited is a listener for one spawn.
 type Inherited struct {
 	// Name goes into LISTEN_FDNAMES. One that systemd would not allow there (a
@@ -94,6 +98,7 @@ type Config struct {
 	// and "{generation}" replaced in the values; RRD_ names are refused there.
 	Env, ExtraEnv []string
 	Credential    *Credential // nil: the master's
+	Account       *Account    // nil: the environment tells of the master's
 	NoFile        uint64      // RLIMIT_NOFILE, soft and hard; 0: OriginalNoFile(), soft only
 	// HelperPath is a program whose main calls ExecHelper when its first
 	// argument is ExecHelperArg. Default: this program.

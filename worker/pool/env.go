@@ -55,8 +55,20 @@ func expander(slot, generation int) *strings.Replacer {
 		"{generation}", strconv.Itoa(generation))
 }
 
+// accountVariables are those that name the user of a process (POSIX, Base Definitions, 8.3;
+// USER is BSD's LOGNAME).
+var accountVariables = []string{"HOME", "USER", "LOGNAME"}
+
+// accountEnv returns their values; "" is none. It is empty if a is nil.
+func accountEnv(a *Account) map[string]string {
+	if a == nil {
+		return nil
+	}
+	return map[string]string{"HOME": a.Home, "USER": a.Name, "LOGNAME": a.Name}
+}
+
 // workerEnv builds the environment of one worker. Where a name is set twice the
-// later one holds: the master's, then --env, then ours. channelFD is -1 without
+// later one holds: the master's, the account's, then --env, then ours. channelFD is -1 without
 // a channel. LISTEN_PID is left to the exec helper, which is the only one to know it.
 func workerEnv(c *Config, t *template, slot int, listeners []Inherited, channelFD int, notifySocket string) []string {
 	var env []string
@@ -70,9 +82,17 @@ func workerEnv(c *Config, t *template, slot int, listeners []Inherited, channelF
 		}
 		env[i] = name + "=" + value
 	}
+	account := accountEnv(t.Account)
 	for _, kv := range c.Env {
 		if name, value, ok := strings.Cut(kv, "="); ok && name != "" && inherited(name) {
-			set(name, value)
+			if _, replaced := account[name]; !replaced {
+				set(name, value)
+			}
+		}
+	}
+	for _, name := range accountVariables {
+		if own := account[name]; own != "" {
+			set(name, own)
 		}
 	}
 	x := expander(slot, t.generation)

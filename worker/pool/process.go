@@ -246,6 +246,10 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 		}
 		childEnds = append(childEnds, sp.stdout, sp.stderr)
 	}
+	if c := t.Credential; c != nil {
+		givePipe(sp.stdout, c)
+		givePipe(sp.stderr, c)
+	}
 	for _, word := range t.Argv {
 		sp.argv = append(sp.argv, x.Replace(word))
 	}

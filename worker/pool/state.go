@@ -50,6 +50,7 @@ type TemplateState struct {
 	Dir        []byte
 	ExtraEnv   [][]byte
 	Credential *Credential
+	Account    *Account `json:",omitempty"`
 	NoFile     uint64
 	HardLimit  bool // NoFile was given
 }
@@ -262,7 +263,7 @@ func (e *exporter) template(t *template) int {
 		e.templates[t] = i
 		e.list = append(e.list, TemplateState{
 			Generation: t.generation, Argv: toBytes(t.Argv), Dir: []byte(t.Dir), ExtraEnv: toBytes(t.ExtraEnv),
-			Credential: t.Credential, NoFile: t.NoFile, HardLimit: t.hardLimit,
+			Credential: t.Credential, Account: t.Account, NoFile: t.NoFile, HardLimit: t.hardLimit,
 		})
 	}
 	return i

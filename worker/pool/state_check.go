@@ -75,7 +75,7 @@ func (t *TemplateState) check(generations int) error {
 func (t *TemplateState) template() *template {
 	return &template{
 		Template: Template{Argv: toStrings(t.Argv), Dir: string(t.Dir), ExtraEnv: toStrings(t.ExtraEnv),
-			Credential: t.Credential, NoFile: t.NoFile},
+			Credential: t.Credential, Account: t.Account, NoFile: t.NoFile},
 		generation: t.Generation, hardLimit: t.HardLimit,
 	}
 }

@@ -13,6 +13,7 @@ type Template struct {
 	Dir        string
 	ExtraEnv   []string
 	Credential *Credential
+	Account    *Account
 	NoFile     uint64
 }
 
@@ -25,7 +26,7 @@ type template struct {
 
 // template returns that of c.
 func (c *Config) template() Template {
-	return Template{Argv: c.Argv, Dir: c.Dir, ExtraEnv: c.ExtraEnv, Credential: c.Credential, NoFile: c.NoFile}
+	return Template{Argv: c.Argv, Dir: c.Dir, ExtraEnv: c.ExtraEnv, Credential: c.Credential, Account: c.Account, NoFile: c.NoFile}
 }
 
 func newTemplate(t Template, generation int) *template {
