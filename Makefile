@@ -19,7 +19,7 @@ PEERS     := gcc libc6-dev haproxy nginx libnginx-mod-stream nodejs
 UNIT = $$(go list ./... | grep -vx rrd/test)
 export GOLANGCI_LINT_CACHE ?= $(CURDIR)/.cache/golangci-lint
 
-.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-scale bench-master bench-node bench-micro fuzz-short e2e node-matrix soak clean
+.PHONY: help build test setup format vet windows lint fmt unit race bench-once bench bench-scale bench-master bench-node bench-micro fuzz-short e2e node-matrix systemd soak clean
 .NOTPARALLEL: # each step uses all the cores by itself
 
 help: ## this list
@@ -88,6 +88,9 @@ e2e: $(PROGRAMS) ## end to end: the built program, real processes, real clients
 
 node-matrix: $(PROGRAMS) ## the tests of Node programs with each version of Node in NODES
 	@.ci/node-matrix $(NODES)
+
+systemd: ## the shipped units under a real systemd, in namespaces (Debian, as root)
+	@.ci/systemd
 
 soak: $(PROGRAMS) ## the TestSoak tests of test/ for SOAK each
 	@go test -list '^TestSoak' ./test | grep -q '^TestSoak' || { echo 'soak: test/ has no TestSoak' >&2; exit 1; }

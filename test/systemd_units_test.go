@@ -89,11 +89,16 @@ func TestSystemdUnitSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, line := range []string{
-		"Type=notify", "ExecReload=/usr/bin/rrdctl reload", "KillMode=mixed", "OOMPolicy=continue", "RestartPreventExitStatus=2",
+		"Type=notify", "ExecReload=/usr/bin/rrdctl reload", "KillMode=mixed", "OOMPolicy=continue", "Restart=on-failure",
+		"StartLimitIntervalSec=30", "StartLimitBurst=5",
 		"FileDescriptorStoreMax=64", "RuntimeDirectoryPreserve=restart",
 	} {
 		if !strings.Contains(string(text), "\n"+line+"\n") {
 			t.Errorf("rrd.service does not have %q", line)
 		}
+	}
+	// A crash of a Go program, and so a watchdog, has exit code 2.
+	if strings.Contains(string(text), "RestartPreventExitStatus") {
+		t.Error("rrd.service is not started again after a crash")
 	}
 }
