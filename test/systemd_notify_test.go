@@ -198,7 +198,9 @@ func TestSystemdReadyAndStatus(t *testing.T) {
 	}
 	m.Kill(m.PID(1), syscall.SIGSTOP)
 	held := waiting(t, m, load.Config{Clients: 40, Total: 40})
-	_, at = g.wait(at, "a queue", func(s string) bool { return has("STATUS=2/2")(s) && !has("queue 0")(s) })
+	_, at = g.wait(at, "the reason", func(s string) bool {
+		return has("STATUS=not ready: not enough workers are ready and answer", "2/2 workers ready, policy rr, queue ")(s) && !has("queue 0")(s)
+	})
 	m.Kill(stopped, syscall.SIGCONT)
 	m.Kill(m.PID(1), syscall.SIGCONT)
 	if r := held(); r.Count(load.OK) != 40 {
