@@ -28,6 +28,7 @@ var runners = map[string]string{
 	"ts-node-dev": "node -r ts-node/register server.ts",
 	"nodemon":     "node server.js, and rrdctl reload after a change",
 	"nodemon.js":  "node server.js, and rrdctl reload after a change",
+	"cross-env":   "node server.js, with the variables as --env",
 }
 
 // wrappers run the command in their arguments, in their own process or as their only child.
@@ -89,7 +90,7 @@ func secondNode(flags []string) string {
 	return ""
 }
 
-// unwrap returns the words from the program on that a command comes to run.
+// unwrap returns the words of the program that a command comes to run, and its arguments.
 func unwrap(words []string) []string {
 	for range 8 { // deeper is not meant seriously
 		if len(words) == 0 {
@@ -116,12 +117,17 @@ func unwrap(words []string) []string {
 	return words
 }
 
+// envValueFlags are the flags of env whose value is the next word.
+var envValueFlags = []string{"-u", "--unset", "-C", "--chdir"}
+
 // wrapped returns the words of a wrapper's own command, from the first on that names a
 // program which matters here; nil: none does.
 func wrapped(words []string) []string {
 	for i, word := range words {
 		base := filepath.Base(word)
 		switch {
+		case i > 0 && slices.Contains(envValueFlags, words[i-1]):
+			continue
 		case pool.NamesNode(word), slices.Contains(packageManagers, base), runners[base] != "",
 			slices.Contains(shells, base), slices.Contains(wrappers, base):
 			return words[i:]

@@ -84,6 +84,7 @@ func TestLaunchersThatMaySwallowTheChannel(t *testing.T) {
 		"ts-node server.ts":                               "ts-node",
 		"nodemon server.js":                               "nodemon",
 		"node /app/node_modules/nodemon/bin/nodemon.js x": "nodemon.js",
+		"cross-env A=1 node server.js":                    "cross-env",
 		"env A=1 tsx server.ts":                           "tsx",
 		"sh -c|exec tsx server.ts":                        "tsx",
 	} {
@@ -97,7 +98,7 @@ func TestProgramsAreNoLaunchers(t *testing.T) {
 	for _, row := range []string{
 		"node server.js", "node server.js --watch", "node server.js npm start", "node --import tsx server.ts", "node --inspect server.js",
 		"node -e|require('npm')", "node --title|npm", "node --title npm server.js", "node --watch-preserve-output server.js", "./npm.js", "node ./npm", "node npm.js",
-		"env node server.js npm", "env NPM=npm node server.js", "sh -c|npm ci && exec node server.js", "sh -c|echo npm start", "sh -c|node server.js | npm",
+		"env node server.js npm", "env -u npm -C yarn node server.js", "env NPM=npm node server.js", "sh -c|npm ci && exec node server.js", "sh -c|echo npm start", "sh -c|node server.js | npm",
 		"sh -c|node server.js --port ${PORT}", "sh -c|echo 'x; npm start'", "sh start.sh npm", "sh", "sh -c", "env", "env A=1", "nice -n 5", "sh -c|", "sh -c|;;", "env -S", "env|-S",
 		"sh -c|'", "./entry.sh", "env -S|env -S env",
 	} {

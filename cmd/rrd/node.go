@@ -122,7 +122,7 @@ func interpretsNode(line string) bool {
 			word = strings.TrimPrefix(word, split)
 		}
 		switch {
-		case word == "-u" || word == "--unset" || word == "-C" || word == "--chdir":
+		case slices.Contains(envValueFlags, word):
 			i++
 		case word == "" || strings.HasPrefix(word, "-") || strings.Contains(word, "="):
 		default:

@@ -49,7 +49,8 @@ func (p *Pool) drainWithin(pr *proc, timeout time.Duration) {
 		p.terminate(pr, addTimeouts(timeout, p.cfg.StopTimeout))
 	case p.cfg.hasChannel():
 		// It may be ready, and have connections, and the news be on its way here. Drained
-		// comes after it, and alone if there is nothing to finish.
+		// comes after it, and alone if there is nothing to finish. A Node worker closes its
+		// channel instead.
 		pr.drainLimit = timeout
 		pr.timers.set(termTimer, time.Now(), pr.newsLimit())
 	default: // it has nothing to finish
