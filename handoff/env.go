@@ -15,9 +15,13 @@ const (
 	EnvProtocol = "RRD_PROTOCOL"
 )
 
-// ProtocolVersion is the version of the native protocol that this package
-// speaks.
-const ProtocolVersion = 1
+// ProtocolVersion is the newest version of the native protocol, which this package
+// speaks. What an end may say beyond OldestVersion is not told by the version but by
+// flags.
+const ProtocolVersion = 2
+
+// OldestVersion is the version of the oldest master and worker that can be dealt with.
+const OldestVersion = 1
 
 // FirstInheritedFD is the first descriptor after stdin, stdout and stderr: the
 // listeners of LISTEN_FDS start here (sd_listen_fds(3)), the channel follows

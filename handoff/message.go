@@ -11,10 +11,14 @@ const (
 	FrameSize = 64
 	// MaxFrames is how many frames one message may hold.
 	MaxFrames = 16
-	// MaxPayload is how many bytes may follow a HELLO, LISTEN or LISTENING frame.
+	// MaxPayload is how many bytes may follow a HELLO, LISTEN, LISTENING or TICKETS frame.
 	MaxPayload = 4096
 	// MaxMessage is the longest legal message in bytes.
 	MaxMessage = FrameSize + MaxPayload
+	// MaxTicketKeys is how many keys a TICKETS frame may bring.
+	MaxTicketKeys = 3
+	// TicketKeySize is the length of each in bytes.
+	TicketKeySize = 32
 )
 
 // Type is what a frame says.
@@ -28,6 +32,7 @@ const (
 	Drain     Type = 4 // nothing new; finish, then Drained
 	Ping      Type = 5 // Seq; answered by Pong
 	Dump      Type = 6 // what the process is doing, to its stderr; no answer
+	Tickets   Type = 8 // after AskTickets: Seq serial of the rotation, Arg number of keys; payload the keys, newest first
 
 	Ready   Type = 16 // once: the first Accept; handoffs may come; Flags ReadyTouches
 	Ack     Type = 17 // Seq: this worker serves it; before its first byte is read or written
@@ -41,6 +46,8 @@ const (
 	Touched Type = 25 // Seq, acked: read from, written to or closed; the master's copy may go
 	Closed  Type = 26 // Arg: so many acked connections were closed since the last Closed
 	Health  Type = 27 // Arg 0: the program's own check passes again; 1: it fails
+
+	AskTickets Type = 31 // now and at each rotation: Tickets
 )
 
 func (t Type) String() string {
@@ -51,9 +58,9 @@ func (t Type) String() string {
 }
 
 var typeNames = [...]string{
-	Hello: "HELLO", Handoff: "HANDOFF", Listening: "LISTENING", Drain: "DRAIN", Ping: "PING", Dump: "DUMP",
+	Hello: "HELLO", Handoff: "HANDOFF", Listening: "LISTENING", Drain: "DRAIN", Ping: "PING", Dump: "DUMP", Tickets: "TICKETS",
 	Ready: "READY", Ack: "ACK", Reject: "REJECT", Again: "AGAIN", Listen: "LISTEN", Leave: "LEAVE",
-	Drained: "DRAINED", Pong: "PONG", Bye: "BYE", Touched: "TOUCHED", Closed: "CLOSED", Health: "HEALTH",
+	Drained: "DRAINED", Pong: "PONG", Bye: "BYE", Touched: "TOUCHED", Closed: "CLOSED", Health: "HEALTH", AskTickets: "ASK_TICKETS",
 }
 
 // Reason says why a worker rejects. A reject speaks of the worker, never of the
@@ -89,6 +96,9 @@ const (
 	// HelloCloses asks for Closed as soon as a connection is closed: the master
 	// limits how many a worker has.
 	HelloCloses uint16 = 2
+	// HelloTickets says that the master has keys for TLS session tickets. Only a worker
+	// that has read it may say AskTickets.
+	HelloTickets uint16 = 8
 	// ReadyTouches says that the worker will say Touched of every connection that
 	// it acks. Only then does the master keep copies of acked connections.
 	ReadyTouches uint16 = 1
@@ -118,13 +128,15 @@ type Frame struct {
 	Seq      uint64
 	Listener uint32
 	Arg      uint32
-	// Payload follows a Hello, Listen or Listening frame, which is then alone in
+	// Payload follows a Hello, Listen, Listening or Tickets frame, which is then alone in
 	// its message. After Decode it points into the message.
 	Payload []byte
 	// Data goes with Listen and Listening: what the first who asks for a listener
 	// leaves with it, and everyone who asks gets. It is a secret of the workers.
 	// rrd's own protocol does not carry it.
 	Data []byte
+	// Version is that which the frame is written in; 0: ProtocolVersion. Decode leaves it 0.
+	Version uint8 `json:",omitempty"`
 }
 
 // Why a message is refused.
@@ -147,7 +159,11 @@ var (
 func (f *Frame) Put(b []byte) {
 	_ = b[FrameSize-1]
 	le := binary.LittleEndian
-	le.PutUint32(b[0:], 'R'|'R'<<8|'D'<<16|ProtocolVersion<<24)
+	version := f.Version
+	if version == 0 {
+		version = ProtocolVersion
+	}
+	le.PutUint32(b[0:], 'R'|'R'<<8|'D'<<16|uint32(version)<<24)
 	le.PutUint32(b[4:], uint32(f.Type)|uint32(f.Flags)<<16)
 	le.PutUint64(b[8:], f.Seq)
 	le.PutUint32(b[16:], f.Listener)
@@ -179,7 +195,7 @@ func Decode(f *Frame, b []byte, first bool) (rest []byte, err error) {
 	f.Seq = le.Uint64(b[8:])
 	f.Listener = le.Uint32(b[16:])
 	f.Arg = le.Uint32(b[20:])
-	f.Payload, f.Data = nil, nil
+	f.Payload, f.Data, f.Version = nil, nil, 0
 	rest = b[FrameSize:]
 	n := le.Uint32(b[24:])
 	if n == 0 {
@@ -195,7 +211,7 @@ func Decode(f *Frame, b []byte, first bool) (rest []byte, err error) {
 	return nil, nil
 }
 
-func hasPayload(t Type) bool { return t == Hello || t == Listen || t == Listening }
+func hasPayload(t Type) bool { return t == Hello || t == Listen || t == Listening || t == Tickets }
 
 // messageLen returns how long the message is that begins with the frame in b,
 // for a stream, where nothing else marks its end: a frame and its payload.

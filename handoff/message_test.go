@@ -18,10 +18,22 @@ func TestLayout(t *testing.T) {
 		Type: Listening, Flags: 0x0201, Seq: 0x0807060504030201,
 		Listener: 0x14131211, Arg: 0x24232221, Payload: []byte("tcp\x00:80"),
 	}
-	want := "52524401" + "03" + "00" + "0102" + "0102030405060708" + "11121314" + "21222324" + "07000000" +
+	want := "52524402" + "03" + "00" + "0102" + "0102030405060708" + "11121314" + "21222324" + "07000000" +
 		strings.Repeat("00", 36) + hex.EncodeToString([]byte("tcp\x00:80"))
 	if got := hex.EncodeToString(f.Append(nil)); got != want {
 		t.Errorf("frame is\n%s, want\n%s", got, want)
+	}
+}
+
+// A worker writes in the version of an older master.
+func TestOlderVersion(t *testing.T) {
+	b := (&Frame{Type: Ping, Version: OldestVersion}).Append(nil)
+	if b[3] != OldestVersion {
+		t.Errorf("version %d, want %d", b[3], OldestVersion)
+	}
+	f := Frame{Version: 9}
+	if _, err := Decode(&f, b, true); err != nil || f.Version != 0 {
+		t.Errorf("decoded version %d, %v", f.Version, err)
 	}
 }
 
@@ -51,6 +63,8 @@ var someFrames = []Frame{
 	{Type: Touched, Seq: 9},
 	{Type: Closed, Arg: math.MaxUint32},
 	{Type: Health, Arg: 1},
+	{Type: Tickets, Seq: 2, Arg: MaxTicketKeys, Payload: bytes.Repeat([]byte{7}, MaxTicketKeys*TicketKeySize)},
+	{Type: AskTickets},
 	{Type: 255, Flags: math.MaxUint16},
 }
 
@@ -85,7 +99,7 @@ func TestEncodeThenDecodeAny(t *testing.T) {
 		frames := rapid.SliceOfN(frame, 1, MaxFrames).Draw(t, "frames")
 		if rapid.Bool().Draw(t, "with payload") {
 			frames = frames[:1]
-			frames[0].Type = rapid.SampledFrom([]Type{Hello, Listen, Listening}).Draw(t, "type")
+			frames[0].Type = rapid.SampledFrom([]Type{Hello, Listen, Listening, Tickets}).Draw(t, "type")
 			frames[0].Payload = rapid.SliceOfN(rapid.Byte(), 1, MaxPayload).Draw(t, "payload")
 		}
 		b := encode(frames...)

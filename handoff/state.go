@@ -25,7 +25,7 @@ func (s State) String() string {
 
 // legal lists, for each frame that a worker may send, the states in which it
 // may. What is legal and still wrong (an answer to a handoff that is not in
-// flight, a second READY) is for who keeps the ledger to see.
+// flight, a second READY, ASK_TICKETS without an offer) is for who keeps the ledger to see.
 var legal = [...][numStates]bool{
 	//        Starting Serving Draining Over
 	Ready:   {true, false, true, false}, // Draining: it crossed our DRAIN
@@ -40,6 +40,8 @@ var legal = [...][numStates]bool{
 	Touched: {false, true, true, false},
 	Closed:  {false, true, true, false},
 	Health:  {true, true, true, false},
+
+	AskTickets: {true, true, true, false}, // and Hello had HelloTickets
 }
 
 // Legal reports whether a worker may say t in state s.

@@ -129,7 +129,7 @@ func environment(t *testing.T, _ form) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ours := map[string]string{"RRD_SLOT": "0", "RRD_GENERATION": "1", "RRD_PROTOCOL": "1"}
+			ours := map[string]string{"RRD_SLOT": "0", "RRD_GENERATION": "1", "RRD_PROTOCOL": "2"}
 			for name, want := range ours {
 				if env[name] != want {
 					t.Errorf("%s=%s, want %s", name, env[name], want)

@@ -44,7 +44,7 @@ func TestWorkerEnvironment(t *testing.T) {
 			want[name] = value
 		}
 		want["PLACE"], want["CANARY"] = "0 of 1", "yes again"
-		want["RRD_SLOT"], want["RRD_GENERATION"], want["RRD_PROTOCOL"] = "0", "1", "1"
+		want["RRD_SLOT"], want["RRD_GENERATION"], want["RRD_PROTOCOL"] = "0", "1", "2"
 		want["RRD_CHANNEL_FD"] = env["RRD_CHANNEL_FD"]
 		var diff []string
 		for name, value := range env {

@@ -322,7 +322,7 @@ func TestDocumentedWorkerIsRefusedAListener(t *testing.T) {
 
 func TestDocumentedWorkerNeedsItsVersion(t *testing.T) {
 	w := startPythonWorker(t, "0")
-	want := fmt.Sprintf("speaks protocol %d, this rrd 0", handoff.ProtocolVersion)
+	want := fmt.Sprintf("speaks protocol %d, this rrd 0", handoff.OldestVersion)
 	if err := w.finish(); err == nil || !strings.Contains(w.stderr.String(), want) {
 		t.Errorf("%v, %q, want %q", err, &w.stderr, want)
 	}

@@ -50,22 +50,26 @@ type channel struct {
 	endpoints map[uint32]*endpoint
 	asks      map[uint64]*ask
 	nextAsk   uint64
-	started   bool // somebody reads, or will after the next lull
-	listened  bool // a listener was asked for: this process is a worker
-	ready     bool // READY was said
-	touches   bool // the master wants TOUCHED
-	closes    bool // it wants CLOSED without delay
+	started   bool  // somebody reads, or will after the next lull
+	listened  bool  // a listener was asked for: this process is a worker
+	ready     bool  // READY was said
+	version   uint8 // of the frames that are sent
+	greeted   bool  // HELLO was read
+	touches   bool  // the master wants TOUCHED
+	closes    bool  // it wants CLOSED without delay
 	draining  bool
 	drained   bool // DRAINED was said
 	gone      bool // the master is
 	gaveUp    bool // and its sockets are closed here
 	exited    bool
-	open      int  // connections that Accept is about to return or has returned
-	accepting int  // goroutines in accept(2) of a shared listener
+	open      int // connections that Accept is about to return or has returned
+	accepting int // goroutines in accept(2) of a shared listener
+	tickets   tickets
 	checked   bool // SetHealth was called
 	unhealthy bool // HEALTH 1 was said
 	grace     time.Duration
 	takeTime  time.Duration // takeTime, but in a test
+	keyTime   time.Duration // ticketWait, but in a test
 
 	orphanTime time.Duration // orphanTime, but in a test
 
@@ -109,6 +113,7 @@ func newChannel(port *handoff.Port) *channel {
 		asks:      make(map[uint64]*ask),
 		grace:     defaultGrace,
 		takeTime:  takeTime,
+		keyTime:   ticketWait,
 
 		orphanTime: orphanTime,
 	}

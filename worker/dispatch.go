@@ -23,6 +23,9 @@ func (ch *channel) dispatchLocked() {
 			ch.touches = f.Flags&handoff.HelloTouches != 0
 			ch.closes = f.Flags&handoff.HelloCloses != 0
 			ch.grace = time.Duration(f.Seq) * time.Millisecond
+			ch.greeted = true
+			ch.tickets.offered = f.Flags&handoff.HelloTickets != 0
+			ch.askTicketsLocked()
 		case handoff.Handoff:
 			if now.IsZero() {
 				now = time.Now()
@@ -36,6 +39,8 @@ func (ch *channel) dispatchLocked() {
 			ch.drainLocked()
 		case handoff.Ping:
 			ch.sayNowLocked(handoff.Frame{Type: handoff.Pong, Seq: f.Seq})
+		case handoff.Tickets:
+			ch.ticketsLocked(f)
 		case handoff.Dump:
 			go dumpStacks() // not waited for: it ends with its write
 		}

@@ -52,6 +52,14 @@
 // is closed without an answer only after half a second without a byte. http.Serve knows no
 // drain: idle connections hold the worker until the drain timeout.
 //
+// # TLS
+//
+// A TLS session resumes on another worker only if both have the same ticket keys. TLSConfig
+// gives a program those of the master:
+//
+//	cfg := worker.TLSConfig(&tls.Config{Certificates: certs, NextProtos: []string{"h2", "http/1.1"}})
+//	log.Fatal(worker.Serve(tls.NewListener(ln, cfg), srv))
+//
 // # Locks
 //
 // channel.mu guards all state of the channel and of its listeners. channel.sendMu

@@ -29,18 +29,17 @@ func openProcess() (*channel, error) {
 		return nil, fmt.Errorf("%s=%q is not a descriptor that rrd passes: this variable is rrd's own, unset it to run alone",
 			handoff.EnvChannelFD, text)
 	}
-	if v, err := strconv.Atoi(version); err != nil || v < 1 {
+	v, err := strconv.Atoi(version)
+	if err != nil || v < handoff.OldestVersion {
 		return nil, fmt.Errorf("%s=%q is not a protocol version: this variable is rrd's own, unset %s to run alone",
 			handoff.EnvProtocol, version, handoff.EnvChannelFD)
-	} else if v < handoff.ProtocolVersion {
-		return nil, fmt.Errorf("%s=%d: this program's worker library needs protocol %d: upgrade rrd, or build the program with the older library",
-			handoff.EnvProtocol, v, handoff.ProtocolVersion)
 	}
 	port, err := handoff.OpenPort(fd)
 	if err != nil {
 		return nil, fmt.Errorf("%s=%d: %w: this variable is rrd's own, unset it to run alone", handoff.EnvChannelFD, fd, err)
 	}
 	ch := newChannel(port)
+	ch.version = uint8(min(v, handoff.ProtocolVersion))
 	ch.beforeListen = func() { closeLent(fd) }
 	return ch, nil
 }

@@ -32,6 +32,7 @@ func (ch *channel) endLocked(err error) {
 		a.done, a.err = true, errGone
 		ch.wakeLocked(func(w *waiter) bool { return w.ask == a })
 	}
+	ch.noTicketsLocked()
 	if errors.Is(err, os.ErrClosed) {
 		ch.listened = false // closed by this process: it lives on
 		ch.giveUpLocked()

@@ -30,6 +30,7 @@ func (ch *channel) sayTouchedLocked(seq uint64) {
 
 func (ch *channel) writeLocked(f *handoff.Frame) {
 	var raw [handoff.FrameSize]byte
+	f.Version = ch.version
 	f.Put(raw[:])
 	ch.out = append(ch.out, raw[:]...)
 }
@@ -124,6 +125,7 @@ func (ch *channel) send(f *handoff.Frame) error {
 	ch.flush()
 	ch.sendMu.Lock()
 	defer ch.sendMu.Unlock()
+	f.Version = ch.version
 	return ch.sendAll(f.Append(nil))
 }
 

@@ -92,7 +92,7 @@ func TestWorkerSeesExactly(t *testing.T) {
 	}
 	want := []string{"KEPT=1", "LISTEN_FDNAMES=web:unknown", "LISTEN_FDS=2", fmt.Sprint("LISTEN_PID=", w.PID),
 		"NAME=web-0.1", "NODE_ENV=production", "PATH=/bin", "RRD_CHANNEL_FD=5", "RRD_GENERATION=1",
-		"RRD_PROTOCOL=1", "RRD_SLOT=0", "TWICE=new"}
+		"RRD_PROTOCOL=2", "RRD_SLOT=0", "TWICE=new"}
 	if diff := cmp.Diff(want, env); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
