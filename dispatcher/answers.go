@@ -140,6 +140,12 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		l.touched(k, f.Seq)
 	case handoff.Health:
 		l.health(k, f.Arg != 0)
+	case handoff.AskTickets:
+		if k.offered&handoff.HelloTickets == 0 {
+			l.broke(k, "ASK_TICKETS without an offer")
+			return
+		}
+		l.askedTickets(k)
 	default: // Legal has refused what the master says itself
 	}
 }

@@ -23,6 +23,7 @@ type Limits struct {
 	MaxActive    int
 	MaxAsked     int
 	DrainTimeout time.Duration
+	TicketRotate time.Duration
 	Configured   bool
 }
 
@@ -44,6 +45,7 @@ func (l *loop) setLimits(c Limits) {
 	live.QueueLimit, live.QueueTimeout, live.Window = n.QueueLimit, n.QueueTimeout, n.Window
 	live.BusyAfter, live.HangTimeout, live.RescueLimit = n.BusyAfter, n.HangTimeout, n.RescueLimit
 	live.MaxAsked, live.MaxActive, live.DrainTimeout, live.Configured = n.MaxAsked, n.MaxActive, n.DrainTimeout, n.Configured
+	l.setTicketRotate(c.TicketRotate)
 	l.beatAt = min(l.beatAt, l.now+l.beatEvery()) // earlier, and never put off
 	l.table.window = int32(l.cfg.Window)
 	for _, k := range l.links {

@@ -38,6 +38,9 @@ type Config struct {
 	MaxActive int
 	// DrainTimeout is told to the workers, for the day the master dies.
 	DrainTimeout time.Duration
+	// TicketRotate is how often the keys of TLS session tickets change, for workers that
+	// ask for them; 0: they are given none.
+	TicketRotate time.Duration
 	// Configured says that the program has listeners of its own (--listen): what
 	// a worker asks for must then be one of them.
 	Configured bool
@@ -98,6 +101,9 @@ type Hooks struct {
 	Reader func(worker uint64, pid int)
 	// Health: the program's own check fails, or passes again.
 	Health func(worker uint64, ok bool)
+	// TicketsRotated: the keys of TLS session tickets changed, and so many workers were
+	// told.
+	TicketsRotated func(serial uint64, workers int)
 	// Hung: it has owed an answer for longer than HangTimeout and is to be killed.
 	Hung func(worker uint64, owed time.Duration)
 	// Opened and Closed tell of listeners.

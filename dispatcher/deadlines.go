@@ -33,6 +33,9 @@ func (l *loop) nextDeadline() int64 {
 	if l.giveUpAt != 0 {
 		sooner(l.giveUpAt)
 	}
+	if at := l.ticketsDue(); at != 0 {
+		sooner(at)
+	}
 	for _, k := range l.healths {
 		sooner(k.healthAt)
 	}
@@ -137,6 +140,9 @@ func (l *loop) deadlines() {
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0
 		l.watchAll()
+	}
+	if at := l.ticketsDue(); at != 0 && at <= l.now {
+		l.rotateTickets()
 	}
 	if len(l.releasing) > 0 {
 		l.release()

@@ -50,11 +50,13 @@ type link struct {
 	againAt      []int64 // by listenerID: when AGAIN was honoured last
 	pause        int64   // after its next reject, where it says no AGAIN
 	lateSince    int64
-	pinged       int64 // when the PING was sent whose PONG is owed; 0: none is
-	heard        int64 // when it said something last
-	touches      bool  // it says TOUCHED
-	reader       int   // the process that said READY; 0: not known
-	unhealthy    bool  // its program's own check fails
+	pinged       int64  // when the PING was sent whose PONG is owed; 0: none is
+	heard        int64  // when it said something last
+	touches      bool   // it says TOUCHED
+	offered      uint16 // flags of its HELLO
+	tickets      bool   // it follows the ticket keys
+	reader       int    // the process that said READY; 0: not known
+	unhealthy    bool   // its program's own check fails
 
 	toldUnhealthy bool  // what Hooks.Health was told last
 	healthAt      int64 // and when it may be told again
@@ -141,6 +143,10 @@ func (l *loop) add(w Worker) error {
 	if l.cfg.MaxActive > 0 {
 		hello.Flags |= handoff.HelloCloses
 	}
+	if l.cfg.TicketRotate > 0 {
+		hello.Flags |= handoff.HelloTickets
+	}
+	k.offered = hello.Flags
 	l.say(k, hello, handoff.FD{})
 	return nil
 }

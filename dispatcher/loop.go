@@ -25,6 +25,7 @@ type loop struct {
 	kept      sockList // acked, our copy kept for a rescue; oldest first
 	keptLen   int
 	beatAt    int64
+	tickets   ticketKeys
 	ignoredAt int64   // when to look for ignored listeners; 0: there is no shared one
 	links     []*link // by workerIdx
 	byID      map[uint64]*link

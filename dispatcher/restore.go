@@ -48,6 +48,11 @@ func (s *State) Check() error {
 	if _, err := restoreTable(&s.Table, 0); err != nil {
 		return fmt.Errorf("state of the dispatcher: table: %w", err)
 	}
+	if s.Tickets != nil {
+		if err := s.Tickets.check(); err != nil {
+			return fmt.Errorf("state of the dispatcher: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -85,7 +90,7 @@ func (l *loop) restore(s *State, codec ChannelCodec) error {
 		*l.slot(s.Slots[i].Slot) = s.Slots[i]
 	}
 	for _, step := range []func(*State) error{
-		l.restoreSocks, l.restoreListeners, l.restoreAsked,
+		l.restoreTickets, l.restoreSocks, l.restoreListeners, l.restoreAsked,
 		func(s *State) error { return l.restoreLinks(s, codec) }, l.restoreRest,
 	} {
 		if err := step(s); err != nil {
@@ -123,7 +128,7 @@ func (l *loop) askAgain(k *link) {
 func (l *loop) limits() Limits {
 	c := l.cfg
 	return Limits{QueueLimit: c.QueueLimit, QueueTimeout: c.QueueTimeout, Window: c.Window, BusyAfter: c.BusyAfter,
-		HangTimeout: c.HangTimeout, RescueLimit: c.RescueLimit, MaxActive: c.MaxActive, MaxAsked: c.MaxAsked, DrainTimeout: c.DrainTimeout, Configured: c.Configured}
+		HangTimeout: c.HangTimeout, RescueLimit: c.RescueLimit, MaxActive: c.MaxActive, MaxAsked: c.MaxAsked, DrainTimeout: c.DrainTimeout, TicketRotate: c.TicketRotate, Configured: c.Configured}
 }
 
 func (l *loop) restoreSocks(s *State) error {
@@ -282,7 +287,7 @@ func (l *loop) restoreLink(in *savedLink, ch handoff.Channel) *link {
 		ready: in.Ready, spoke: in.Spoke, late: in.Late, alive: in.Alive, full: in.Full, gone: in.Gone, drained: in.Drained,
 		acks: in.Acks, closed: in.Closed, joined: in.Joined, listens: in.Listens, pings: in.Pings, pause: in.RejectPause,
 		lateSince: l.at(in.LateSince), pinged: l.atOr(in.Pinged), heard: l.at(in.Heard), settleAt: l.after(in.SettleIn),
-		touches: in.Touches, unhealthy: in.Unhealthy, reader: in.Reader, replaced: in.Replaced,
+		touches: in.Touches, offered: in.Offered, tickets: in.Tickets, unhealthy: in.Unhealthy, reader: in.Reader, replaced: in.Replaced,
 	}
 	k.part, _ = ch.(partSender)
 	k.hold, _ = ch.(holder)

@@ -44,8 +44,9 @@ type State struct {
 	AcceptIn     int64 // and accepted
 	Pause        int64
 	QueueFull    bool
-	SavedAt      int64 // handoff.Monotonic, in ns; 0: not known
-	BeatIn       int64 // ns until the next heartbeat; 0: not known
+	Tickets      *savedTickets `json:",omitempty"`
+	SavedAt      int64         // handoff.Monotonic, in ns; 0: not known
+	BeatIn       int64         // ns until the next heartbeat; 0: not known
 }
 
 // Ages are nanoseconds before the State was made; noAge stands for "never".
@@ -84,6 +85,8 @@ type savedLink struct {
 	Heard        int64
 	SettleIn     int64
 	Touches      bool
+	Offered      uint16 // flags of its HELLO
+	Tickets      bool
 	Unhealthy    bool
 	Reader       int
 	Replaced     bool
@@ -265,7 +268,7 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 		Turns: l.turns, Wires: l.wires, Table: l.table.save(),
 		Redispatches: l.stats.Redispatches, Dispatch: l.stats.Dispatch, QueueWait: l.stats.QueueWait, HandoffAck: l.stats.HandoffAck,
 		SavedAt: int64(handoff.Monotonic()), BeatIn: l.in(l.beatAt),
-		RefsIn: l.in(max(l.refsUntil, 0)), AcceptIn: l.in(l.acceptAt), Pause: int64(l.pause), QueueFull: l.queueFull,
+		RefsIn: l.in(max(l.refsUntil, 0)), AcceptIn: l.in(l.acceptAt), Pause: int64(l.pause), QueueFull: l.queueFull, Tickets: l.saveTickets(),
 	}
 	for c := range l.socks {
 		if k := &l.socks[c]; k.fd.Valid() {
@@ -335,7 +338,7 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 		Ready: k.ready, Spoke: k.spoke, Late: k.late, Alive: k.alive, Full: k.full, Gone: k.gone, Hung: k.hung, Drained: k.drained,
 		Acks: k.acks, Closed: k.closed, Joined: k.joined, Listens: k.listens, Pings: k.pings, RejectPause: k.pause,
 		LateSince: l.age(k.lateSince), Pinged: l.ageOr(k.pinged), Heard: l.age(k.heard), SettleIn: l.in(k.settleAt),
-		Touches: k.touches, Unhealthy: k.unhealthy, Reader: k.reader, Replaced: k.replaced,
+		Touches: k.touches, Offered: k.offered, Tickets: k.tickets, Unhealthy: k.unhealthy, Reader: k.reader, Replaced: k.replaced,
 	}
 	if r := k.removal; r != nil {
 		out.Removal = &savedRemoval{r.Removal, r.rescued}

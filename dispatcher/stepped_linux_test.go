@@ -132,8 +132,9 @@ func (s *stepped) hooks() Hooks {
 				s.newHelper()
 			}
 		},
-		HelperUseless: func(pid int) { s.tell("useless %d", pid) },
-		Ignored:       func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
+		TicketsRotated: func(serial uint64, n int) { s.tell("rotated %d %d", serial, n) },
+		HelperUseless:  func(pid int) { s.tell("useless %d", pid) },
+		Ignored:        func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
 	}
 }
 

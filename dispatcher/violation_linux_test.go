@@ -39,6 +39,8 @@ func TestAViolationEndsOnlyThatWorker(t *testing.T) {
 			f := handoff.Frame{Type: handoff.Closed, Arg: 1}
 			return f.Append(nil)
 		}},
+		{"ASK_TICKETS without an offer", "ASK_TICKETS without an offer", func(*peer, *peer) []byte { return frame(handoff.AskTickets, 0) }},
+		{"TICKETS", "TICKETS is not legal", func(*peer, *peer) []byte { return frame(handoff.Tickets, 1) }},
 		{"no magic", handoff.ErrMagic.Error(), func(*peer, *peer) []byte { return make([]byte, handoff.FrameSize) }},
 		{"half a frame", handoff.ErrLength.Error(), func(*peer, *peer) []byte { return frame(handoff.Health, 0)[:40] }},
 		{"a frame and a half", handoff.ErrLength.Error(), func(*peer, *peer) []byte {

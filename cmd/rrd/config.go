@@ -56,6 +56,8 @@ type config struct {
 	// MaxConnectionsActive is how many open connections a worker may have and
 	// still be offered more; 0 is no limit.
 	MaxConnectionsActive int
+	// TicketRotate is how often the keys of TLS session tickets change.
+	TicketRotate time.Duration
 
 	ReadyMin     int           // workers that readiness takes
 	ReadyMaxWait time.Duration // of the oldest waiting connection, for readiness

@@ -23,7 +23,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 		Policy: c.Policy, QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0),
 		Window: c.HandoffWindow, BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0),
 		RescueLimit: c.RescueLimit, MaxActive: c.MaxConnectionsActive, MaxAsked: c.askedLimit(),
-		DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0, NonblockingShared: c.node(), Log: m.log,
+		DrainTimeout: max(c.DrainTimeout, 0), TicketRotate: max(c.TicketRotate, 0), Configured: len(c.Listen) > 0, NonblockingShared: c.node(), Log: m.log,
 		Hooks: dispatcher.Hooks{
 			Spoke:   func(id uint64) { m.pool.Spoke(id) },
 			Ready:   func(id uint64) { m.pool.Ready(id) },
@@ -39,6 +39,10 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 				m.ofWorker(m.log.Error().Str("event", "worker.broke"), id).Str("reason", reason).
 					Msg("worker broke the protocol and is ended")
 				m.pool.Kill(id, reason)
+			},
+			TicketsRotated: func(serial uint64, workers int) {
+				m.log.Info().Str("event", "tickets.rotate").Uint64("serial", serial).Int("workers", workers).
+					Msg("new key for TLS session tickets")
 			},
 			Hung: func(id uint64, owed time.Duration) {
 				m.ofWorker(m.log.Error().Str("event", "worker.hung"), id).Float64("duration_s", owed.Seconds()).

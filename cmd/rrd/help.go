@@ -19,7 +19,7 @@ Connections                                              (default)
       --handoff-window N   answers a worker may owe      (4)
       --busy-after D       no more for one so late       (50ms)
       --hang-timeout D, --hang-signal S    kill one so late; how (30s, KILL)
-      --rescue-limit N     kept copies for rescue        (1024)
+      --rescue-limit N, --tls-ticket-rotate D   copies; new key (1024, 24h)
       --worker-max-connections-active N   0: any number  (0)
 Workers
   -w, --workers N          1 to 1024, or one per CPU     (auto)

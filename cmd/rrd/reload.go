@@ -396,6 +396,7 @@ func (c *config) dispatcherLimits() dispatcher.Limits {
 		QueueLimit: c.QueueLimit, QueueTimeout: max(c.QueueTimeout, 0), Window: c.HandoffWindow,
 		BusyAfter: orForever(c.BusyAfter), HangTimeout: max(c.HangTimeout, 0), RescueLimit: c.RescueLimit,
 		MaxActive: c.MaxConnectionsActive, MaxAsked: c.askedLimit(), DrainTimeout: max(c.DrainTimeout, 0), Configured: len(c.Listen) > 0,
+		TicketRotate: max(c.TicketRotate, 0),
 	}
 }
 

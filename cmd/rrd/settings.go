@@ -59,6 +59,7 @@ var settings = []setting{
 	})},
 	{name: "rescue-limit", def: one("1024"), apply: number(0, maxQueue, func(c *config) *int { return &c.RescueLimit })},
 	{name: "worker-max-connections-active", def: one("0"), apply: number(0, maxActive, func(c *config) *int { return &c.MaxConnectionsActive })},
+	{name: "tls-ticket-rotate", def: one("24h"), apply: single(applyTicketRotate)},
 
 	{name: "ready-on-message", def: one("off"), bare: "on", apply: single(applyReadyOnMessage)},
 	{name: "start-timeout", def: one("30s"), apply: timeout(func(c *config) *time.Duration { return &c.StartTimeout })},
@@ -173,6 +174,19 @@ func timeout(field func(*config) *time.Duration) func(*host, *config, []string) 
 		*field(c), err = parseDurationOr(v, " or off")
 		return err
 	})
+}
+
+// minTicketRotate keeps workers from being told of keys all the time.
+const minTicketRotate = time.Second
+
+func applyTicketRotate(_ *host, c *config, v string) (err error) {
+	if c.TicketRotate = off; v == "off" {
+		return nil
+	}
+	if c.TicketRotate, err = parseDurationOr(v, " or off"); err == nil && c.TicketRotate < minTicketRotate {
+		err = badValue(v, "is shorter than %v: write a longer one, like 24h, or off", minTicketRotate)
+	}
+	return err
 }
 
 func applyPolicy(_ *host, c *config, values []string) error {

@@ -247,6 +247,9 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		LogLevel: m.ctl.gate.get().String(), LogCounts: make(map[string]uint64),
 		Requests: m.ctl.requests(), Reloads: m.reloadCounts(), Upgrades: m.upgradeCounts(), SaidSilent: m.saidSilent.Load(),
 	}
+	if parked.State.OffersTickets() {
+		s.Needs = append(s.Needs, needTickets)
+	}
 	for _, level := range metrics.LogLevels {
 		s.LogCounts[level] = m.logs.Count(level)
 	}

@@ -32,8 +32,17 @@ const (
 	maxState    = 1 << 30
 )
 
+// knownNeeds are the features that a state may need and this program has. A program that
+// does not know one would end workers for what the one before has allowed them.
+var knownNeeds = []string{needTickets}
+
+// needTickets: a worker was offered keys for TLS session tickets.
+const needTickets = "tickets"
+
 // savedMaster is what crosses an upgrade in place.
 type savedMaster struct {
+	// Needs names features in use.
+	Needs []string `json:",omitempty"`
 	// Program is the version that wrote it, Path the file that it was started from.
 	Program string
 	Path    string
@@ -176,6 +185,11 @@ func decodeState(b []byte) (*savedMaster, error) {
 	}
 	if s.Dispatcher == nil || s.Pool == nil {
 		return nil, errors.New("it lacks a part")
+	}
+	for _, need := range s.Needs {
+		if !slices.Contains(knownNeeds, need) {
+			return nil, fmt.Errorf("it needs %q, which this rrd (%s) does not have: restart instead", need, programVersion())
+		}
 	}
 	return &s, nil
 }

@@ -38,6 +38,13 @@ func (l *ledger) note(what string, n int) {
 	}
 }
 
+// keys tells the test the keys that came.
+func (l *ledger) keys(b []byte) {
+	if l.f != nil {
+		_, _ = fmt.Fprintf(l.f, "# keys %x\n", b)
+	}
+}
+
 // chanceOf depends on the seed, the slot, and how many processes the slot has had,
 // which the length of a file beside the ledger tells.
 func chanceOf(o options, slot string) (*rand.Rand, error) {

@@ -2,7 +2,8 @@
 
 // Command faultworker is a worker that misbehaves as told, for the tests. It
 // speaks the protocol by itself, through handoff.Port, because the worker library
-// would not let it; in mode lib it is an honest program of that library.
+// would not let it; in modes lib and tls it is an honest program of that library. In mode
+// serve:keys it asks for the keys of TLS session tickets and tells them in the ledger.
 //
 //	faultworker [-listen NETWORK/ADDRESS] [-slots N,N] [-others MODE] [-gate FIFO]
 //	            [-armed FILE] [-ledger FILE] [-seed N] MODE
@@ -65,6 +66,8 @@ func run(o options) error {
 	switch o.mode {
 	case "lib", "health":
 		return library(o, book)
+	case "tls":
+		return serveTLS(o)
 	case "linger":
 		return linger(o.gate)
 	case "crash":

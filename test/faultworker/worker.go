@@ -102,6 +102,11 @@ func (w *worker) hear(f *handoff.Frame, fd handoff.FD) error {
 		w.mu.Lock()
 		w.touches = f.Flags&handoff.HelloTouches != 0
 		w.mu.Unlock()
+		if w.kind == "keys" {
+			return w.say(handoff.Frame{Type: handoff.AskTickets})
+		}
+	case handoff.Tickets:
+		w.book.keys(f.Payload)
 	case handoff.Listening:
 		if f.Arg != 0 {
 			return fmt.Errorf("listen: %w: %s", syscall.Errno(f.Arg), f.Payload)
