@@ -427,3 +427,18 @@ func TestNodePorts(t *testing.T) {
 		t.Errorf("%d requests were refused, or workers ended", n)
 	}
 }
+
+// An IPv4 address that is written as an IPv6 one is reported as it was written, as Node does.
+func TestNodeReportsAMappedAddress(t *testing.T) {
+	t.Parallel()
+	needsTool(t, "node")
+	program := filepath.Join(t.TempDir(), "mapped.js")
+	const text = `require("net").createServer().listen(0, "::ffff:127.0.0.1", function() { console.log(JSON.stringify(this.address())) })`
+	if err := os.WriteFile(program, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := harness.Start(t, harness.Options{
+		Args: []string{"--policy", "rr", "--workers", "1", "--worker-output", "raw"}, Listen: []string{}, Command: []string{"node", program},
+	})
+	m.WaitStdout(`{"address":"::ffff:127.0.0.1","family":"IPv6","port":`)
+}

@@ -217,7 +217,7 @@ func (c *Conn) heedQuery(f *handoff.Frame, m message) (bool, error) {
 	if c.isPrivate(m) {
 		f.Flags |= handoff.ListenPrivate
 	}
-	c.asked = append(c.asked, ask{seq: seq, port: port})
+	c.asked = append(c.asked, ask{seq: seq, port: port, mapped: isMapped(m)})
 	return true, nil
 }
 

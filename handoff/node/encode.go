@@ -120,9 +120,9 @@ func appendEnd(b []byte, n uint64) []byte {
 }
 
 // sockname is what server.address() is to return for the listener that payload
-// names (network NUL address): its address with the port that the program asked
-// for, or it reports EADDRINUSE. Nil: the listener has none, as a unix socket.
-func sockname(payload []byte, asked uint16) []byte {
+// names (network NUL address): its address in the form and with the port that the program
+// asked for. Node takes another port for EADDRINUSE. Nil: the listener has none, as a unix socket.
+func sockname(payload []byte, asked ask) []byte {
 	network, address, _ := bytes.Cut(payload, []byte{0})
 	host, port, err := net.SplitHostPort(string(address))
 	if err != nil || bytes.Equal(network, []byte("unix")) {
@@ -132,8 +132,8 @@ func sockname(payload []byte, asked uint16) []byte {
 	if err != nil {
 		return nil
 	}
-	if asked != 0 {
-		n = uint64(asked)
+	if asked.port != 0 {
+		n = uint64(asked.port)
 	}
 	if host == "" {
 		host = "::"
@@ -143,7 +143,11 @@ func sockname(payload []byte, asked uint16) []byte {
 	}
 	family := "IPv6"
 	if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
-		family = "IPv4"
+		if asked.mapped {
+			host = "::ffff:" + host
+		} else {
+			family = "IPv4"
+		}
 	}
 	name, err := json.Marshal(host)
 	if err != nil {
@@ -174,5 +178,5 @@ func (c *Conn) textOf(f *handoff.Frame, a ask) []byte {
 	if f.Arg != 0 {
 		return appendFailure(nil, f.Arg, a.seq, f.Data, c.next)
 	}
-	return appendOpened(nil, f.Listener, a.seq, f.Data, sockname(f.Payload, a.port), c.next)
+	return appendOpened(nil, f.Listener, a.seq, f.Data, sockname(f.Payload, a), c.next)
 }

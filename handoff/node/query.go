@@ -21,6 +21,9 @@ const defaultBacklog = 511
 type ask struct {
 	seq  uint64
 	port uint16 // the one asked for, which the answer must name
+	// mapped: an IPv4 address was asked for as an IPv6 one (RFC 4291, 2.5.5.2), which the
+	// answer must name so.
+	mapped bool
 }
 
 // message is an internal message, decoded as far as its field names, which are
@@ -132,6 +135,13 @@ func target(m message) (network, address string, port uint16, ok bool) {
 	}
 	// "" gives ":PORT".
 	return network, net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)), port, true
+}
+
+// isMapped reports whether a queryServer asks for an IPv4 address in the form of IPv6.
+func isMapped(m message) bool {
+	host, _ := m.text("address")
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Is4In6()
 }
 
 // inetNetwork tells the family. Without a host TCP is bound to both, and so is "::"

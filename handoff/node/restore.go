@@ -74,6 +74,8 @@ type Share struct {
 type Ask struct {
 	Seq  uint64 `json:"seq"`
 	Port uint16 `json:"port,omitempty"`
+	// Mapped: an IPv4 address was asked for as an IPv6 one.
+	Mapped bool `json:"mapped,omitempty"`
 }
 
 var drainNames = [...]string{notDraining: "", waiting: "waiting", fencing: "fencing", told: "told"}
@@ -108,7 +110,7 @@ func (c *Conn) State() State {
 		s.Again = append(s.Again, a.state())
 	}
 	for _, a := range c.asked {
-		s.Asked = append(s.Asked, Ask{Seq: a.seq, Port: a.port})
+		s.Asked = append(s.Asked, Ask{Seq: a.seq, Port: a.port, Mapped: a.mapped})
 	}
 	return s
 }
@@ -171,7 +173,7 @@ func Restore(s State, conf Config) (*Conn, error) {
 		c.again = append(c.again, s.Again[i].restored())
 	}
 	for _, a := range s.Asked {
-		c.asked = append(c.asked, ask{seq: a.Seq, port: a.Port})
+		c.asked = append(c.asked, ask{seq: a.Seq, port: a.Port, mapped: a.Mapped})
 	}
 	c.open, c.left = copied(s.Open), copied(s.Left)
 	c.listening, c.ready, c.saidReady, c.bye = s.Listening, s.Ready, s.SaidReady, s.Bye

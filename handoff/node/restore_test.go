@@ -30,7 +30,7 @@ func rich() State {
 		},
 		Arrived: 1, Pos: 600, Acked: 150,
 		Again: []Share{{FD: handoff.Own(1<<30 | 2), Seq: 3, Wire: 8, Text: []byte(secret + "\n"), Tries: 3}},
-		Asked: []Ask{{Seq: 5, Port: 80}, {Seq: 6}},
+		Asked: []Ask{{Seq: 5, Port: 80, Mapped: true}, {Seq: 6}},
 		Open:  []uint32{7, 8, 9, 10}, Left: []uint32{11},
 		Listening: true, Ready: true, SaidReady: true, Bye: true,
 		Drain: "waiting", MayLeave: []uint64{7},
@@ -178,7 +178,7 @@ func TestStateCarriesEveryField(t *testing.T) {
 		reflect.TypeFor[window](): "under arrived pos acked",
 		reflect.TypeFor[handle](): "n seq end wire share fence done",
 		reflect.TypeFor[share]():  "fd seq wire text tries",
-		reflect.TypeFor[ask]():    "seq port",
+		reflect.TypeFor[ask]():    "seq port mapped",
 	} {
 		var names []string
 		for i := range kind.NumField() {

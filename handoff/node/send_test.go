@@ -25,6 +25,8 @@ func TestListeningAnswers(t *testing.T) {
 		// It listens elsewhere than was asked for: the worker is not to know.
 		{`"address":"127.0.0.1","port":3000,"addressType":4`, F{Listener: 4294967295, Payload: []byte("tcp4\x00127.0.0.1:80")},
 			`"errno":null,"key":"4294967295","ack":5,"data":null,"sockname":{"address":"127.0.0.1","family":"IPv4","port":3000}`},
+		{`"address":"::ffff:127.0.0.1","port":80,"addressType":6`, F{Listener: 7, Payload: []byte("tcp4\x00127.0.0.1:80")},
+			`"errno":null,"key":"7","ack":5,"data":null,"sockname":{"address":"::ffff:127.0.0.1","family":"IPv6","port":80}`},
 		{`"address":"::1","port":80,"addressType":6`, F{Listener: 7, Payload: []byte("tcp6\x00[fe80::1%\"x]:80")},
 			`"errno":null,"key":"7","ack":5,"data":null,"sockname":{"address":"fe80::1%\"x","family":"IPv6","port":80}`},
 		{`"address":null,"port":80,"addressType":4`, F{Listener: 7, Payload: []byte("tcp4\x00:80")},
