@@ -20,6 +20,15 @@ func look(d handoff.FD, events int16) int16 {
 	return p[0].Revents
 }
 
+// inodeOf returns the number by which /proc names a socket; 0: it has none.
+func inodeOf(d handoff.FD) uint64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(d.Num(), &st); err != nil {
+		return 0
+	}
+	return uint64(st.Ino)
+}
+
 // isReset reports whether the peer of a connection has reset it. A FIN is none.
 func isReset(d handoff.FD) bool { return look(d, 0)&unix.POLLERR != 0 }
 

@@ -355,3 +355,29 @@ func TestBlockedLog(t *testing.T) {
 		t.Errorf("it took %v to stop", took)
 	}
 }
+
+// The built-in worker is rrd itself: where --user may not execute it, that is said before
+// anything opens. A directory that the user may not enter is no matter.
+func TestUserMayNotExecuteRRD(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	dir := t.TempDir()
+	program := filepath.Join(dir, "rrd")
+	copyFile(t, harness.RRD(t), program)
+	if err := os.Chmod(program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range []string{"--workers=1", "--check"} {
+		m := harness.Run(t, harness.Options{Program: program, Args: []string{"--user", "nobody", more}, ExitCode: 2})
+		if want := `rrd: --user: "nobody" may not execute rrd itself (` + program + `)`; !strings.Contains(m.Log(), want) {
+			t.Errorf("%s: no %q in\n%s", more, want, m.Log())
+		}
+	}
+	for path, mode := range map[string]os.FileMode{program: 0o755, dir: 0o700} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := harness.Start(t, harness.Options{Program: program, Args: []string{"--user", "nobody", "--workers", "1"}})
+	serves(t, m, load.Config{Total: 3})
+}

@@ -4,6 +4,7 @@ package test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -301,5 +302,29 @@ func download(t *testing.T, addr string) (read func()) {
 		if n != size || err != nil {
 			t.Errorf("%d bytes of %d: %v", n, size, err)
 		}
+	}
+}
+
+// A process that has left its worker's process group keeps the port: rrd names it, and
+// fails.
+func TestStopWithAPortThatIsKept(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{"none", "reuseport"} {
+		m := harness.Start(t, harness.Options{
+			Args:    []string{"--policy", policy, "--worker-protocol", "listen-fds", "--ready-after", "50ms", "--workers", "1", "--worker-output", "raw"},
+			Command: []string{"/bin/sh", "-c", `setsid sleep 1000 >/dev/null 2>&1 & echo "left $!"; exec sleep 1000`}, ExitCode: 1,
+		})
+		m.WaitStdout("left ")
+		_, number, _ := strings.Cut(strings.TrimSpace(m.Stdout()), "left ")
+		pid, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Signal(syscall.SIGTERM)
+		m.WaitExit()
+		if want := fmt.Sprintf("process %d (sleep) keeps %s open", pid, m.Addr()); !strings.Contains(m.Log(), want) {
+			t.Errorf("%s: no %q in\n%s", policy, want, m.Log())
+		}
+		m.Kill(pid, syscall.SIGKILL)
 	}
 }

@@ -11,10 +11,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"rrd/dispatcher"
@@ -33,6 +35,28 @@ func (m *master) builtInCommand(listeners []dispatcher.ListenerInfo) []string {
 		argv = append(argv, ln.Network+"/"+ln.Name)
 	}
 	return argv
+}
+
+// checkBuiltIn tries whether --user may execute this program, which is the built-in worker.
+// Only a try tells: mode, ACLs and security modules decide.
+func (c *config) checkBuiltIn() error {
+	if !c.builtIn() || c.Credential == nil || os.Geteuid() != 0 {
+		return nil
+	}
+	cmd := exec.Command(selfPath(), "--version")
+	cmd.Env = []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.Credential.UID, Gid: c.Credential.GID}}
+	err := cmd.Run()
+	if !errors.Is(err, syscall.EACCES) {
+		return nil // whatever else is wrong is the worker's to say
+	}
+	option := "user"
+	if c.user == nil {
+		option = "group"
+	}
+	values := c.settings[option].values
+	return c.bad(option, values[len(values)-1],
+		fmt.Sprintf("may not execute rrd itself (%s), which is the built-in worker: give all users the right (chmod a+rx), or name a command", programPath()))
 }
 
 // selfPath is this very program, even if its file was replaced since.

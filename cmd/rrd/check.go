@@ -28,6 +28,7 @@ func (c *config) check(w io.Writer, act *activation, budget func(*config) error)
 	steps := []func() error{
 		c.checkDirectory,
 		c.checkCommand,
+		c.checkBuiltIn,
 		func() error { return c.claim(act) },
 		c.checkAddresses,
 		c.checkControl,

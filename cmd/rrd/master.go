@@ -63,9 +63,10 @@ type master struct {
 	resumed    *resumed     // what it was made of; nil: started afresh
 	metricsLn  net.Listener // nil: none
 	sink       *logSink
-	saidSilent atomic.Bool   // of a Node worker
-	lostBefore atomic.Uint64 // connections that died with their workers before the drain
-	slots      sync.Map      // of each worker, an int by its ID: for the log
+	saidSilent atomic.Bool       // of a Node worker
+	lent       []dispatcher.Port // to workers, when the drain began
+	lostBefore atomic.Uint64     // connections that died with their workers before the drain
+	slots      sync.Map          // of each worker, an int by its ID: for the log
 
 	stopRequest stopRequest // of whoever reads the signals: supervise, and then finishHooks
 
@@ -85,9 +86,11 @@ func runMaster(c *config, args, environ []string, stdout, stderr *os.File) int {
 		return fail(stderr, exitFailure, err)
 	}
 	atLeastTwoProcs()
-	if err := fitBudget(c); err != nil {
-		activated.close()
-		return fail(stderr, exitUsage, err)
+	for _, check := range []func() error{c.checkBuiltIn, func() error { return fitBudget(c) }} {
+		if err := check(); err != nil {
+			activated.close()
+			return fail(stderr, exitUsage, err)
+		}
 	}
 	defer activated.close()
 	if err := c.claim(activated); err != nil {
@@ -264,6 +267,7 @@ func (m *master) drain(ctx context.Context) {
 	if stats, err := m.dispatcher.Stats(ctx); err == nil {
 		m.lostBefore.Store(lostWithWorkers(stats))
 	}
+	m.noteLentPorts(ctx)
 	m.releaseSockets(m.current().Listen)
 	if err := m.dispatcher.Shutdown(ctx); err != nil {
 		m.log.Warn().Str("event", "drain.cut").Err(err).Msg("connections were still waiting for a worker")
@@ -293,7 +297,13 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 		}
 		lost += lostWithWorkers(stats) - m.lostBefore.Load()
 	}
+	m.noteLentPorts(context.Background())
 	m.closeDispatcher() // here, for what it still drops is to be told before the last record
+	if err == nil {
+		if err = keptPorts(m.lent); err != nil {
+			code = exitFailure
+		}
+	}
 	m.log.Info().Str("event", "stop").Int("exit_code", code).Uint64("connections_cut", lost).
 		Float64("duration_s", time.Since(m.started).Seconds()).Msg("stopped")
 	m.ctl.over(control.Stopped{ExitCode: code, Cut: lost, Seconds: time.Since(m.started).Seconds()})
@@ -304,6 +314,14 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 		}
 	}
 	return code
+}
+
+// noteLentPorts notes the ports that workers have, before they close. Preconditions: the
+// drain has ended, or calls it.
+func (m *master) noteLentPorts(ctx context.Context) {
+	if ports, err := m.dispatcher.LentPorts(ctx); err == nil {
+		m.lent = append(m.lent, ports...)
+	}
 }
 
 // lostWithWorkers counts the connections that were open in workers when they ended.
