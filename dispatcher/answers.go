@@ -276,7 +276,7 @@ func (l *loop) again(k *link, listener uint32) {
 	at := k.againAt[id] + againEvery
 	if at <= l.now {
 		k.againAt[id] = l.now
-		l.table.serve(k.idx, id)
+		l.serveAgain(k, ln)
 		return
 	}
 	for _, p := range l.agains {
@@ -299,7 +299,7 @@ func (l *loop) dueAgains() {
 				p.k.againAt[p.id] = l.now
 			}
 			if l.table.serves(p.k.idx, p.id) {
-				l.table.serve(p.k.idx, p.id)
+				l.serveAgain(p.k, l.listeners[p.id])
 			}
 		}
 	}

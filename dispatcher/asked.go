@@ -221,6 +221,7 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 	}
 	if !ln.shared || len(ln.bySlot) > 0 {
 		l.table.serve(k.idx, ln.id) // under reuseport for what takeover.go accepts
+		l.serveCovered(k, ln)
 	}
 	if ln.asked != nil {
 		ln.asked.users[k.slot] = k.id
@@ -411,6 +412,7 @@ func (l *loop) left(k *link, wire uint32) {
 		return // it crossed the listener's closing
 	}
 	l.table.leave(k.idx, ln.id)
+	l.leaveCovered(k, ln)
 	l.reviewReplaced(k.slot)
 	if len(ln.bySlot) > 0 {
 		l.reviewSlots()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"rrd/handoff"
@@ -123,7 +124,16 @@ func (d *Dispatcher) do(ctx context.Context, fn func(*loop)) error {
 // Listen opens a listener and starts to accept from it. Under reuseport the
 // sockets of the slots are made as their workers come.
 func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
+	return d.ListenBeside(c, nil)
+}
+
+// ListenBeside is Listen for an address that may overlap those of listeners which are
+// to be closed soon, such as :80 and 127.0.0.1:80.
+func (d *Dispatcher) ListenBeside(c ListenerConfig, leaving []ListenerConfig) (ListenerInfo, error) {
 	s, err := d.bind(c)
+	if errors.Is(err, syscall.EADDRINUSE) && len(leaving) > 0 {
+		s, err = d.bindBeside(c, leaving, false)
+	}
 	if err != nil {
 		return ListenerInfo{}, fmt.Errorf("listen %s: %w", c.Name, err)
 	}
@@ -132,6 +142,7 @@ func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
 	err = d.do(context.Background(), func(l *loop) {
 		ln, e := l.open(c, s, nil)
 		if oerr = e; e == nil {
+			l.cover(ln, leaving)
 			info = ln.info()
 			info.Kept = s.kept
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -33,6 +34,8 @@ type listener struct {
 	addr     string
 	watching bool
 
+	cover     *listener // whose workers take the connections, too; see overlap.go
+	stopped   bool      // StopListener: new clients are turned away
 	neglect   neglect
 	closing   bool
 	closeBy   int64 // handshakes are waited for until then
@@ -165,11 +168,17 @@ func (l *loop) startClosing(ln *listener) {
 	ln.checkAt = l.now
 	ln.shaking = false
 	ln.stats.Pauses[PauseDrain]++
+	l.uncover(ln)
 	for _, s := range ln.sockets() {
 		switch {
 		case ln.inherited():
 			// Whoever opened it has it too, and a filter or a shutdown would be for
 			// them as well. What we leave in its queue is theirs.
+		case ln.stopped:
+			// Its workers were asked to drain, and may hold it for long. Nobody waits in it.
+			if dup, err := s.fd.Dup(); err == nil {
+				l.askHelper(aside.Request{Call: aside.Shutdown, FD: dup, Given: true, Key: s.key()})
+			}
 		case s.tcp():
 			if refuseNew(s.fd.Num()) == nil {
 				ln.shaking = true
@@ -207,7 +216,7 @@ func (l *loop) finishClosing(ln *listener) bool {
 		return false
 	}
 	if ln.shared {
-		return l.now >= ln.closeBy || !ln.queued()
+		return ln.stopped || l.now >= ln.closeBy || !ln.queued()
 	}
 	if l.acceptAt != 0 || l.queueFull {
 		return ln.inherited() // what is in the kernel's queue waits there

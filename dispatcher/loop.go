@@ -264,7 +264,7 @@ func (l *loop) offer(k *link, c connID) {
 		l.dirty = append(l.dirty, k)
 	}
 	k.batch = append(k.batch, c)
-	if k.ch.Add(s.seq, l.listeners[l.table.conns[c].listener].wire, s.deaths, s.fd) {
+	if k.ch.Add(s.seq, k.wireOf(l.listeners[l.table.conns[c].listener]), s.deaths, s.fd) {
 		l.flush(k)
 	}
 }

@@ -73,6 +73,7 @@ type bindOptions struct {
 	mode         *os.FileMode
 	addMode      os.FileMode // unix: to the mode that the file gets without mode
 	reuseaddr    bool        // UDP, too
+	boundOnly    bool        // TCP: not to listen
 	uid, gid     int
 	rights       *Rights // unix: of the worker that asked; see filePlace
 }
@@ -161,7 +162,7 @@ func (s *socket) openInet(family int, sa unix.Sockaddr, kind int, o bindOptions)
 	if err := unix.Bind(fd, sa); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	if kind == unix.SOCK_STREAM {
+	if kind == unix.SOCK_STREAM && !o.boundOnly {
 		if err := unix.Listen(fd, backlogOr(o.backlog)); err != nil {
 			return os.NewSyscallError("listen", err)
 		}

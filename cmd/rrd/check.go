@@ -126,17 +126,25 @@ func tryAddress(ln *dispatcher.ListenerConfig) (io.Closer, error) {
 	default:
 		h, err = net.Listen(ln.Network, ln.Address)
 	}
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, errors.New("is taken: stop whoever listens there, or choose another")
-	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("may not be bound by uid %d: ports below 1024 take root or CAP_NET_BIND_SERVICE", os.Geteuid())
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return nil, errors.New("is no address of this machine")
-	case err != nil:
-		return nil, fmt.Errorf("cannot be bound: %w", err)
+	if err != nil {
+		return nil, bindProblem(err)
 	}
 	return h, nil
+}
+
+// bindProblem says why an address cannot be bound.
+func bindProblem(err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return errors.New("is taken: stop whoever listens there, or choose another")
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("may not be bound by uid %d: ports below 1024 take root or CAP_NET_BIND_SERVICE", os.Geteuid())
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return errors.New("is no address of this machine")
+	case err != nil:
+		return fmt.Errorf("cannot be bound: %w", err)
+	}
+	return nil
 }
 
 // trySocketPath says why a socket cannot be made at path. It makes none: its

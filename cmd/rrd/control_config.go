@@ -53,10 +53,11 @@ func (m *master) CheckConfig(path string) (control.Config, error) {
 	if err != nil {
 		return control.Config{}, err
 	}
-	if _, err := m.compare(c); err != nil {
+	diff, err := m.compare(c)
+	if err != nil {
 		return control.Config{}, err
 	}
-	if err := c.checkNewAddresses(m.current()); err != nil {
+	if err := m.checkNewAddresses(c, diff); err != nil {
 		return control.Config{}, err
 	}
 	return c.described(), nil
@@ -84,8 +85,9 @@ func withConfig(args []string, path string) []string {
 	return slices.Concat(args, []string{flag})
 }
 
-// checkNewAddresses binds what running does not have, and lets go of it.
-func (c *config) checkNewAddresses(running *config) error {
+// checkNewAddresses binds what this master does not have, and lets go of it.
+func (m *master) checkNewAddresses(c *config, diff *listenerDiff) error {
+	running := m.current()
 	written := c.settings["listen"]
 	for i := range c.Listen {
 		ln := &c.Listen[i]
@@ -95,6 +97,9 @@ func (c *config) checkNewAddresses(running *config) error {
 			continue
 		}
 		h, err := tryAddress(ln)
+		if err != nil && diff.takesPortOf(ln) { // our own may be in the way
+			err = bindProblem(m.dispatcher.TryBeside(*ln, diff.removed))
+		}
 		if err != nil {
 			return located("listen", written.origin, badValue(written.values[i], "%v", err))
 		}

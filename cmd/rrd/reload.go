@@ -187,7 +187,7 @@ func (m *master) compare(next *config) (*listenerDiff, error) {
 // follow makes the master what next says.
 func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, progress func(pool.RollEvent)) error {
 	was := m.current()
-	opened, infos, err := m.openListeners(diff.open)
+	opened, infos, err := m.openListeners(diff)
 	if err != nil {
 		return fmt.Errorf("--listen: %w%s (from %s)", err, bindAdvice(err), next.origin("listen"))
 	}
@@ -202,6 +202,10 @@ func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, p
 			Surge: next.Surge, Canary: max(next.CanaryTime, 0), Keep: next.RollKeep,
 			BeforeDrain: func() { m.settleListeners(ctx, infos, diff) },
 		}
+		if m.cfg.Policy != dispatcher.SchedRR && diff.overlaps() {
+			// Each generation accepts from its own sockets, so both must be there to the end.
+			how.Keep, how.AtOnce = 0, true
+		}
 		if was.Workers != next.Workers {
 			how.Size = next.Workers
 		}
@@ -212,6 +216,8 @@ func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, p
 		m.ctl.gate.set(level)
 		return err
 	}
+	m.closeStopped(ctx, m.stopsFirst(diff.removed, diff.open))
+	m.sealPorts(diff)
 	return m.resizeTo(was, next)
 }
 
@@ -221,7 +227,9 @@ func (m *master) settleListeners(ctx context.Context, infos []dispatcher.Listene
 	m.listeners = infos
 	m.releaseSockets(diff.removed)
 	m.keepSockets(diff.open)
-	m.closeListeners(ctx, diff.removed)
+	first := m.stopsFirst(diff.removed, diff.open)
+	m.closeListeners(ctx, without(diff.removed, first))
+	m.stopListeners(ctx, first)
 }
 
 // between is a roll from one list of listeners to another. Both are open meanwhile, and
@@ -271,7 +279,10 @@ func (m *master) goBack(was *config, diff *listenerDiff, opened []dispatcher.Lis
 	err := m.becomes(was, diff.before)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	m.closeListeners(ctx, opened)
+	first := m.stopsFirst(opened, diff.removed)
+	m.stopListeners(ctx, first)
+	m.closeStopped(ctx, first)
+	m.closeListeners(ctx, without(opened, first))
 	return err
 }
 
@@ -303,9 +314,9 @@ func (m *master) rollProgress(progress func(pool.RollEvent)) func(pool.RollEvent
 	}
 }
 
-func (m *master) openListeners(add []dispatcher.ListenerConfig) (opened []dispatcher.ListenerConfig, infos []dispatcher.ListenerInfo, err error) {
-	for _, c := range add {
-		info, err := m.dispatcher.Listen(c)
+func (m *master) openListeners(diff *listenerDiff) (opened []dispatcher.ListenerConfig, infos []dispatcher.ListenerInfo, err error) {
+	for _, c := range diff.open {
+		info, err := m.dispatcher.ListenBeside(c, diff.removed)
 		if err != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 			defer cancel()

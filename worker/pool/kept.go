@@ -77,15 +77,17 @@ func (p *Pool) dropKept(s *slot) {
 // drainKept drains all kept processes: the roll has succeeded. They drain one after
 // the other if DrainSpread says so, since their clients come back all at once
 // otherwise.
-func (p *Pool) drainKept(why string) {
+func (p *Pool) drainKept(r *roll) {
 	var list []*proc
 	for _, s := range p.slots {
 		if pr := s.kept; pr != nil && pr.serves() {
-			pr.retired = why
+			pr.retired = r.reason
 			list = append(list, pr)
 		}
 	}
-	p.setTurns(list, time.Now())
+	if !r.cfg.AtOnce {
+		p.setTurns(list, time.Now())
+	}
 	for _, s := range p.slots {
 		p.dropKept(s)
 	}

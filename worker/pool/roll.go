@@ -26,6 +26,8 @@ type RollConfig struct {
 	// are added come last, and their workers must live for Canary too. If the roll fails,
 	// the number is as before. MayResize is not asked.
 	Size int
+	// AtOnce drains the kept processes together, whatever DrainSpread is.
+	AtOnce bool
 	// BeforeDrain, if not nil, is called by Roll when the roll has succeeded, before the
 	// kept processes are asked to drain.
 	BeforeDrain func()
@@ -356,7 +358,7 @@ func (p *Pool) endRoll(err error) {
 	r := p.roll
 	p.roll = nil
 	if err == nil {
-		p.drainKept(r.reason)
+		p.drainKept(r)
 	} else {
 		err = fmt.Errorf("roll: %w", err)
 	}

@@ -70,6 +70,11 @@ const (
 	// DetachReuseport removes the program that chooses a socket of a reuseport
 	// group. ENOENT says that there was none.
 	DetachReuseport
+	// Reuseport sets SO_REUSEPORT to Request.Arg.
+	Reuseport
+	// Shutdown calls shutdown(2) for reading: a listening socket listens no more, for
+	// all processes that have it.
+	Shutdown
 	// discard closes connections that may linger. Only Client.Discard asks for it.
 	discard
 	lastCall = discard

@@ -51,6 +51,11 @@ func queueFacts(fd int) (f QueueFacts, errno syscall.Errno) {
 	return f, 0
 }
 
+// ReuseportInline is Reuseport for a socket that no worker has.
+func ReuseportInline(d handoff.FD, on int) syscall.Errno {
+	return errnoOf(unix.SetsockoptInt(d.Num(), unix.SOL_SOCKET, unix.SO_REUSEPORT, on))
+}
+
 // QueueInline is Queue for a socket that no worker has.
 func QueueInline(d handoff.FD) (QueueFacts, syscall.Errno) { return queueFacts(d.Num()) }
 

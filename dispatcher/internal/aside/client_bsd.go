@@ -69,10 +69,19 @@ func perform(r *Request) *Answer {
 		a.FDs, a.Errno = acceptSome(r.FD.Num(), r.Arg)
 	case Listen:
 		a.Errno = errnoOf(unix.Listen(r.FD.Num(), r.Arg))
+	case Reuseport:
+		a.Errno = ReuseportInline(r.FD, r.Arg)
+	case Shutdown:
+		a.Errno = errnoOf(unix.Shutdown(r.FD.Num(), unix.SHUT_RD))
 	default:
 		a.Errno = unix.ENOTSUP
 	}
 	return a
+}
+
+// ReuseportInline is Reuseport for a socket that no worker has.
+func ReuseportInline(d handoff.FD, on int) syscall.Errno {
+	return errnoOf(unix.SetsockoptInt(d.Num(), unix.SOL_SOCKET, unix.SO_REUSEPORT, on))
 }
 
 func acceptSome(fd, n int) (out []handoff.FD, errno syscall.Errno) {

@@ -133,6 +133,10 @@ func (s *server) perform(h header, fds []handoff.FD) error {
 		answer.errno = DetachFilterInline(d)
 	case DetachReuseport:
 		answer.errno = errnoOf(unix.SetsockoptInt(d.Num(), unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0))
+	case Reuseport:
+		answer.errno = ReuseportInline(d, int(h.arg))
+	case Shutdown:
+		answer.errno = errnoOf(unix.Shutdown(d.Num(), unix.SHUT_RD))
 	case discard:
 		for _, d := range fds {
 			s.discarding.Go(func() { discardOne(d) })
