@@ -291,7 +291,7 @@ func (l *loop) ask(k *link, r *request) {
 func (l *loop) bind(a *askedListener, k *link) {
 	l.askedSocks++ // bound takes back what was not made
 	if !l.mayAsk() {
-		l.bound(a.key, k.slot, l.closes, nil, errNoDescriptor)
+		l.bound(a.key, k, l.closes, nil, errNoDescriptor)
 		return
 	}
 	d, rights, network, address := l.d, k.rights, a.network, a.address
@@ -301,13 +301,24 @@ func (l *loop) bind(a *askedListener, k *link) {
 		address = a.ln.addr // one more slot's socket; port 0 is resolved
 	}
 	d.helpers.Add(1)
-	go d.bindAsked(a.key, network, address, o, rights, k.slot, l.closes) // Close waits for it
+	go d.bindAsked(a.key, network, address, o, rights, k, l.closes) // Close waits for it
 }
 
-func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, slot int, closes uint64) {
+// bindAsked binds for the loop. k is only passed on.
+func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, k *link, closes uint64) {
 	defer d.helpers.Done()
 	s, err := bindWithRights(network, address, o, r)
-	if d.do(context.Background(), func(l *loop) { l.bound(key, slot, closes, s, err) }) != nil && err == nil {
+	if errors.Is(err, syscall.EADDRINUSE) && isTCP(network) {
+		// Its predecessor may have an address that overlaps.
+		var leaving leaver
+		c := ListenerConfig{Network: network, Address: address, Backlog: o.backlog}
+		if derr := d.do(context.Background(), func(l *loop) { leaving = l.replacedBy(k) }); derr == nil {
+			if beside, berr := d.bindBeside(c, leaving, false); berr == nil {
+				s, err = beside, nil
+			}
+		}
+	}
+	if d.do(context.Background(), func(l *loop) { l.bound(key, k, closes, s, err) }) != nil && err == nil {
 		_ = s.close()
 	}
 }
@@ -332,8 +343,8 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 
 // bound ends a bind: everyone who asked is answered. closes is the number of listeners
 // that had closed when it began.
-func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) {
-	a := l.asked[key]
+func (l *loop) bound(key string, k *link, closes uint64, s *socket, err error) {
+	a, slot := l.asked[key], k.slot
 	if err != nil {
 		l.askedSocks--
 	}
@@ -359,6 +370,7 @@ func (l *loop) bound(key string, slot int, closes uint64, s *socket, err error) 
 			setBacklog(s.fd, a.backlog) // others may have asked for more meanwhile
 		}
 		l.setAsked(a, slot)
+		l.cover(a.ln, l.replacedBy(k))
 	case err == nil && !a.ln.addSlot(slot, s):
 		l.closeUnasked(s)
 	}
@@ -497,7 +509,8 @@ func (l *loop) closeUnused(a *askedListener) {
 		return
 	}
 	a.closing = true
-	a.ln.dropQueue = true
+	a.ln.unwanted = a.ln.cover != nil // whose workers serve who waits
+	a.ln.dropQueue = !a.ln.unwanted
 	l.startClosing(a.ln)
 }
 

@@ -532,7 +532,7 @@ func TestUnusedAfterAFailedBind(t *testing.T) {
 	ak.waiting = append(ak.waiting, asker{k: b.k, r: &request{seq: 1, network: "tcp", address: addr}}) // its bind is under way
 	a.say(handoff.Frame{Type: handoff.Leave, Listener: ln.wire})
 	s.step()
-	s.l.bound(ak.key, 1, s.l.closes, nil, os.NewSyscallError("socket", syscall.EMFILE))
+	s.l.bound(ak.key, b.k, s.l.closes, nil, os.NewSyscallError("socket", syscall.EMFILE))
 	s.step()
 	if !ln.closing && len(ln.sockets()) > 0 {
 		t.Error("open for good, and nobody uses it")

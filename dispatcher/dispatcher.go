@@ -132,7 +132,7 @@ func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
 func (d *Dispatcher) ListenBeside(c ListenerConfig, leaving []ListenerConfig) (ListenerInfo, error) {
 	s, err := d.bind(c)
 	if errors.Is(err, syscall.EADDRINUSE) && len(leaving) > 0 {
-		s, err = d.bindBeside(c, leaving, false)
+		s, err = d.bindBeside(c, isOneOf(leaving), false)
 	}
 	if err != nil {
 		return ListenerInfo{}, fmt.Errorf("listen %s: %w", c.Name, err)
@@ -142,7 +142,7 @@ func (d *Dispatcher) ListenBeside(c ListenerConfig, leaving []ListenerConfig) (L
 	err = d.do(context.Background(), func(l *loop) {
 		ln, e := l.open(c, s, nil)
 		if oerr = e; e == nil {
-			l.cover(ln, leaving)
+			l.cover(ln, isOneOf(leaving))
 			info = ln.info()
 			info.Kept = s.kept
 		}

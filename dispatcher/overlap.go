@@ -24,8 +24,17 @@ import (
 // the narrower one. So under rr the workers of the wider one take its connections too:
 // of the two generations only one may have workers, and the client must not wait.
 
-// bindBeside binds an address that overlaps those of leaving, or only tries to.
-func (d *Dispatcher) bindBeside(c ListenerConfig, leaving []ListenerConfig, try bool) (*socket, error) {
+// A leaver reports whether a listener is to be closed soon.
+type leaver func(*listener) bool
+
+func isOneOf(list []ListenerConfig) leaver {
+	return func(ln *listener) bool {
+		return slices.ContainsFunc(list, func(c ListenerConfig) bool { return ln.isConfigured(c.Name, c.Address) })
+	}
+}
+
+// bindBeside binds an address that overlaps those of leaving listeners, or only tries to.
+func (d *Dispatcher) bindBeside(c ListenerConfig, leaving leaver, try bool) (*socket, error) {
 	o := bindOptions{backlog: c.Backlog, uid: -1, gid: -1, reuseport: true, boundOnly: try}
 	inUse := os.NewSyscallError("bind", syscall.EADDRINUSE)
 	switch {
@@ -63,7 +72,7 @@ func (d *Dispatcher) TryBeside(c ListenerConfig, leaving []ListenerConfig) error
 	if !maySeal() && slices.ContainsFunc(leaving, func(l ListenerConfig) bool { return Covers(l, c) }) {
 		return nil
 	}
-	s, err := d.bindBeside(c, leaving, true)
+	s, err := d.bindBeside(c, isOneOf(leaving), true)
 	if err != nil {
 		return fmt.Errorf("listen %s: %w", c.Name, err)
 	}
@@ -72,15 +81,16 @@ func (d *Dispatcher) TryBeside(c ListenerConfig, leaving []ListenerConfig) error
 	return nil
 }
 
-// setReuseport sets SO_REUSEPORT on the sockets of leaving that have the port of c, and
-// returns how many there are. Those of a reuseport listener have it always.
-func (d *Dispatcher) setReuseport(c ListenerConfig, leaving []ListenerConfig, on int) (n int, err error) {
-	answers := make(chan syscall.Errno, len(leaving)*64)
+// setReuseport sets SO_REUSEPORT on the sockets of leaving listeners that have the port of
+// c, and returns how many there are. Those of a reuseport listener have it always.
+func (d *Dispatcher) setReuseport(c ListenerConfig, leaving leaver, on int) (n int, err error) {
+	var answers chan syscall.Errno
 	_, port, _ := net.SplitHostPort(c.Address)
 	family := strings.TrimRight(c.Network, "46")
 	derr := d.do(context.Background(), func(l *loop) {
+		answers = make(chan syscall.Errno, len(l.listeners))
 		for _, ln := range l.listeners {
-			if ln == nil || ln.closing || ln.sock == nil || ln.inherited() || strings.TrimRight(ln.network, "46") != family || !ln.isOneOf(leaving) {
+			if ln == nil || ln.closing || ln.sock == nil || ln.inherited() || strings.TrimRight(ln.network, "46") != family || !leaving(ln) {
 				continue
 			}
 			if _, p, _ := net.SplitHostPort(ln.addr); p != port {
@@ -115,10 +125,6 @@ func (d *Dispatcher) setReuseport(c ListenerConfig, leaving []ListenerConfig, on
 	return n, err
 }
 
-func (ln *listener) isOneOf(list []ListenerConfig) bool {
-	return slices.ContainsFunc(list, func(c ListenerConfig) bool { return ln.isConfigured(c.Name, c.Address) })
-}
-
 // Seal makes sure that no other process can join the port of an open listener after
 // ListenBeside. Call it when the other listeners are closed. It fails for a wildcard
 // address without CAP_NET_ADMIN: then a process of the same user can join.
@@ -147,14 +153,24 @@ func (d *Dispatcher) seal(s *socket) error {
 	return sealPort(s.network, s.addr)
 }
 
-// cover joins a new listener with those of leaving that it overlaps.
-func (l *loop) cover(ln *listener, leaving []ListenerConfig) {
+// replacedBy returns what k is to replace: listeners that workers of its slot asked for,
+// and k has not. Only under rr: workers that hold a socket go on to have it.
+func (l *loop) replacedBy(k *link) leaver {
+	return func(ln *listener) bool {
+		return ln.asked != nil && !ln.shared && !slices.Contains(k.joined, ln.wire) && slices.ContainsFunc(l.links, func(o *link) bool {
+			return o != nil && o.slot == k.slot && o.id < k.id && slices.Contains(o.joined, ln.wire)
+		})
+	}
+}
+
+// cover joins a new listener with the leaving ones that it overlaps.
+func (l *loop) cover(ln *listener, leaving leaver) {
 	if ln.shared {
 		return
 	}
 	for _, old := range l.listeners {
 		switch {
-		case old == nil || old == ln || old.shared || old.closing || !old.isOneOf(leaving):
+		case old == nil || old == ln || old.shared || old.closing || !leaving(old):
 			continue
 		case covers(ln, old):
 			old.cover = ln

@@ -7,6 +7,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -265,5 +266,77 @@ func TestAStoppedListenerIsShutDown(t *testing.T) {
 	s.dial(coming)
 	if !isReadable(coming.sock.fd) {
 		t.Error("the client did not reach the wider listener")
+	}
+}
+
+// A successor may ask for an address that overlaps the one that its predecessor asked for.
+// Its workers serve both, also across an upgrade in place, and no client is dropped when the
+// narrower one goes.
+func TestASuccessorAsksForAWiderAddress(t *testing.T) {
+	s := newStepped(t, Config{Window: 4})
+	old := s.peer()
+	old.ask(1, "tcp", "127.0.0.1:0", 0)
+	narrow := s.byAddress(old.answered(1))
+	old.say(readyFrame)
+	s.settle()
+	_, port, _ := net.SplitHostPort(narrow.addr)
+	next := s.peer()
+	next.k.slot = old.k.slot
+	next.ask(1, "tcp", ":"+port, 0)
+	f := next.answered(1)
+	if f.Arg != 0 {
+		t.Fatalf("refused: %s", f.Payload)
+	}
+	wide := s.byAddress(f)
+	next.say(readyFrame)
+	s.settle()
+	for range 2 { // it asks for nothing more
+		s.pass(900 * time.Millisecond)
+		s.settle()
+	}
+	s.l.setReplaced(old.id, true)
+	s.dial(wide)
+	s.settle()
+	old.mustGet()
+	next.mustGet(1)
+	next.ack(1)
+	s.upgrade(old, next)
+	narrow, wide = s.l.byWire[narrow.wire], s.l.byWire[wide.wire]
+	s.dial(wide)
+	s.settle()
+	next.mustGet(2)
+	next.ack(1)
+	s.l.drain(old.id)
+	s.settle()
+	old.die(Removal{})
+	s.until("the narrower one is closed", func() bool { return len(narrow.sockets()) == 0 })
+	s.dial(wide)
+	s.settle()
+	next.mustGet(3)
+	next.ack(1)
+	s.settle()
+	for _, ln := range s.l.copyStats().Listeners {
+		if ln.Dropped != [NumDropReasons]uint64{} {
+			t.Errorf("dropped: %+v", ln)
+		}
+	}
+}
+
+// An address that overlaps one which a worker of another slot has asked for is taken, as it
+// is for any program.
+func TestAnotherSlotAsksForAWiderAddress(t *testing.T) {
+	s := newStepped(t, Config{})
+	a := s.peer()
+	a.ask(1, "tcp", "127.0.0.1:0", 0)
+	ln := s.byAddress(a.answered(1))
+	a.say(readyFrame)
+	s.settle()
+	_, port, _ := net.SplitHostPort(ln.addr)
+	b := s.peer()
+	b.ask(1, "tcp", ":"+port, 0)
+	s.settle()
+	s.until("it is answered", func() bool { s.pass(900 * time.Millisecond); b.hear(); return b.last(handoff.Listening) != nil })
+	if f := b.last(handoff.Listening); syscall.Errno(f.Arg) != syscall.EADDRINUSE {
+		t.Errorf("%v %s", syscall.Errno(f.Arg), f.Payload)
 	}
 }

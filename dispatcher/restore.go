@@ -192,6 +192,13 @@ func (l *loop) restoreListeners(s *State) error {
 			return fmt.Errorf("listener %q: %w", in.Name, err)
 		}
 	}
+	for i := range s.Listeners {
+		if in := &s.Listeners[i]; in.Cover != 0 {
+			if l.byWire[in.Wire].cover = l.byWire[in.Cover]; l.byWire[in.Cover] == nil {
+				return fmt.Errorf("listener %q is covered by one that is not described", in.Name)
+			}
+		}
+	}
 	for id := range l.listeners {
 		if l.table.listeners[id].used && l.listeners[id] == nil {
 			return fmt.Errorf("listener %d is not described", id)

@@ -135,6 +135,7 @@ type savedListener struct {
 	Addr      string
 	DropQueue bool
 	Unwanted  bool
+	Cover     uint32 `json:",omitempty"` // wire of the listener whose workers take the connections, too
 }
 
 type savedName struct {
@@ -361,6 +362,9 @@ func (l *loop) saveListener(ln *listener) savedListener {
 		Network: ln.network, Addr: ln.addr, DropQueue: ln.dropQueue, Unwanted: ln.unwanted,
 	}
 	out.Conf.File = nil
+	if ln.cover != nil {
+		out.Cover = ln.cover.wire
+	}
 	if ln.asked != nil {
 		out.Asked = ln.asked.key
 	}
