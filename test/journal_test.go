@@ -93,7 +93,7 @@ func TestJournalPriorities(t *testing.T) {
 	t.Parallel()
 	j := startJournaled(t, "--listen", "127.0.0.1:0", "--policy", "none", "--metrics", "off", "--control", "off", "--workers", "1",
 		"--log-level", "debug", "--log-format", "json", "--worker-output", "json", "--ready-after", "10ms", "--",
-		"sh", "-c", "echo '<2>its own' >&2; exec sleep 1000")
+		"sh", "-c", "echo '<2>its own' >&2; exec sleep 60")
 	if line := j.event("worker.output"); !strings.Contains(line, `"line":"<2>its own"`) {
 		t.Error(line)
 	}

@@ -168,9 +168,7 @@ func TestUndrain(t *testing.T) {
 	if now := []int{m.PID(0), m.PID(1)}; !slices.Equal(now, pids) {
 		t.Errorf("workers %v, were %v", now, pids)
 	}
-	m.Signal(syscall.SIGTERM)
-	m.Wait(harness.Named("lameduck.start"))
-	m.Signal(syscall.SIGINT)
+	done(t, m, "stop", "--now")
 	m.WaitExit()
 }
 
