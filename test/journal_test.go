@@ -111,6 +111,25 @@ func TestJournalPriorities(t *testing.T) {
 	}
 }
 
+// Lines of workers behind a prefix have the priority of info.
+func TestJournalPrefixedOutput(t *testing.T) {
+	t.Parallel()
+	j := startJournaled(t, "--listen", "127.0.0.1:0", "--policy", "none", "--metrics", "off", "--control", "off", "--workers", "1",
+		"--worker-output", "prefix", "--", "sh", "-c", "echo one; echo two >&2; exit 7")
+	var prefixed int
+	for line := j.next(); line != ""; line = j.next() {
+		switch {
+		case strings.HasPrefix(line, "<6>[slot 0] "):
+			prefixed++
+		case !strings.HasPrefix(line, "<"):
+			t.Errorf("%q", line)
+		}
+	}
+	if prefixed != 2 {
+		t.Errorf("%d lines of the worker", prefixed)
+	}
+}
+
 // An error before the log is open has a priority too. Raw output of workers has none but
 // its own.
 func TestJournalErrorsAndRawOutput(t *testing.T) {
