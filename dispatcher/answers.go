@@ -71,7 +71,7 @@ func (l *loop) heed(k *link, f *handoff.Frame) {
 		l.broke(k, f.Type.String()+" is not legal while "+k.state.String())
 		return
 	}
-	if !k.spoke && (f.Type != handoff.Listen || f.Flags&handoff.ListenPrivate == 0) {
+	if !k.spoke && !k.asksPrivately(f) {
 		k.spoke = true
 		l.tell(k, l.cfg.Hooks.Spoke)
 	}

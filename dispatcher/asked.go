@@ -59,10 +59,17 @@ type request struct {
 	ordinal          uint32 // which of this worker's equal requests for port 0
 	backlog          int
 	flags            uint16
+	private          bool   // only for the process that asks
 	data             []byte // for all workers of the listener, from the first that has some
 }
 
 func (r *request) exact() bool { return r.flags&handoff.ListenExact != 0 }
+
+// asksPrivately reports whether f asks for a socket that a Node tool has made for itself.
+// Package node says so. From a worker's own frame the flag means nothing.
+func (k *link) asksPrivately(f *handoff.Frame) bool {
+	return f.Type == handoff.Listen && k.traits.HangsUp && f.Flags&handoff.ListenPrivate != 0
+}
 
 // key names the listener. Only port 0 can be had several times.
 func (r *request) key() string {
@@ -89,7 +96,7 @@ func (l *loop) listenAsked(k *link, f *handoff.Frame) {
 	k.listens++ // refuse takes it back
 	network, address, ok := bytes.Cut(f.Payload, []byte{0})
 	r := request{seq: f.Seq, network: string(network), address: string(address),
-		ordinal: f.Listener, backlog: int(f.Arg), flags: f.Flags, data: bytes.Clone(f.Data)}
+		ordinal: f.Listener, backlog: int(f.Arg), flags: f.Flags, data: bytes.Clone(f.Data), private: k.asksPrivately(f)}
 	switch {
 	case k.listens > maxListens:
 		l.refuse(k, &r, errTooManyListens)
@@ -267,7 +274,7 @@ func (l *loop) ask(k *link, r *request) {
 	}
 	if a == nil {
 		a = &askedListener{key: key, network: r.network, address: r.address, mode: r.fileMode(),
-			reuse: r.flags&handoff.ListenReuse != 0, private: r.flags&handoff.ListenPrivate != 0, users: make(map[int]uint64)}
+			reuse: r.flags&handoff.ListenReuse != 0, private: r.private, users: make(map[int]uint64)}
 		l.asked[key] = a
 	}
 	larger := r.backlog > a.backlog

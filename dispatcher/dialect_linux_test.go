@@ -101,16 +101,25 @@ func TestDrainingBeforeReadyWaitsForTheHangUp(t *testing.T) {
 // A socket that a tool has made for itself does not mean that its program speaks to rrd,
 // and the tool accepts from it before it is ready, as it never is.
 func TestAPrivateSocketIsNoWord(t *testing.T) {
-	s := newStepped(t, Config{})
-	p := s.peer()
-	path := filepath.Join(t.TempDir(), "s")
-	p.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Flags: handoff.ListenPrivate, Payload: []byte("unix\x00" + path)})
-	if f := p.answered(1); f.Arg != 0 || f.Flags&handoff.ListeningShared == 0 || s.heard("spoke") {
-		t.Errorf("errno %d, flags %d, told %q", f.Arg, f.Flags, s.told)
+	for _, tt := range []struct {
+		name   string
+		traits handoff.Traits
+		shared uint16
+	}{
+		{"Node", handoff.Traits{HangsUp: true}, handoff.ListeningShared},
+		{"a worker that sets the flag itself", handoff.Traits{}, 0},
+	} {
+		s := newStepped(t, Config{})
+		p, _ := s.speaking(tt.traits)
+		path := filepath.Join(t.TempDir(), "s")
+		p.say(handoff.Frame{Type: handoff.Listen, Seq: 1, Flags: handoff.ListenPrivate, Payload: []byte("unix\x00" + path)})
+		if f := p.answered(1); f.Arg != 0 || f.Flags&handoff.ListeningShared != tt.shared || s.heard("spoke") != (tt.shared == 0) {
+			t.Errorf("%s: errno %d, flags %d, told %q", tt.name, f.Arg, f.Flags, s.told)
+		}
+		p.ask(2, "tcp", "127.0.0.1:0", 0)
+		p.answered(2)
+		s.mustHear("spoke 1")
 	}
-	p.ask(2, "tcp", "127.0.0.1:0", 0)
-	p.answered(2)
-	s.mustHear("spoke 1")
 }
 
 // A worker that hangs up has done nothing wrong, and what it has not answered

@@ -117,7 +117,7 @@ const (
 	// ListenReuse asks for SO_REUSEADDR on a datagram socket.
 	ListenReuse uint16 = 8
 	// ListenPrivate marks a socket that a Node tool has made for itself. Package node sets
-	// it; the master's own dialect ignores it.
+	// it. On the wire of this package's own dialect it means nothing.
 	ListenPrivate uint16 = 1 << 15
 )
 
