@@ -29,8 +29,8 @@ func (l *loop) acceptFrom(ln *listener) (more bool) {
 		case !s.taken:
 		case isDead(s.fd):
 			l.discard(ln, s)
-		case l.acceptSome(ln, s.fd):
-			more = true
+		case isReadable(s.fd):
+			l.askAccept(ln, s)
 		}
 	}
 	return more
@@ -60,15 +60,20 @@ func (l *loop) acceptSome(ln *listener, from handoff.FD) (more bool) {
 			l.acceptFailed(ln, errno)
 			continue
 		}
-		l.pause = 0
-		c := l.table.arrive(ln.id)
-		if int(c) == len(l.socks) {
-			l.socks = append(l.socks, sock{})
-		}
-		l.socks[c] = sock{fd: d, accepted: l.now, prev: none, next: none}
-		ln.stats.Accepted++
+		l.arrive(ln, d)
 	}
 	return true
+}
+
+// arrive takes a connection that was accepted.
+func (l *loop) arrive(ln *listener, d handoff.FD) {
+	l.pause = 0
+	c := l.table.arrive(ln.id)
+	if int(c) == len(l.socks) {
+		l.socks = append(l.socks, sock{})
+	}
+	l.socks[c] = sock{fd: d, accepted: l.now, prev: none, next: none}
+	ln.stats.Accepted++
 }
 
 // acceptFailed counts an error and, unless it belongs to one connection

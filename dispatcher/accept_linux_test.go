@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rrd/dispatcher/internal/aside"
 )
 
 // outOfDescriptors runs fn while this process may open none. Nothing else may
@@ -189,10 +191,11 @@ func TestDropsOfAClosedSocketCount(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = unix.Close(c) })
 		_ = unix.Connect(c, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(port)})
-		return kernelDrops(ln.sock.fd.Num()) > 0
+		f, _ := aside.QueueInline(ln.sock.fd)
+		return f.Drops > 0
 	})
 	before := s.stats("web").KernelDrops
-	ln.closeSockets()
+	s.l.closeSockets(ln)
 	if after := s.stats("web").KernelDrops; before == 0 || after < before {
 		t.Errorf("%d, before %d", after, before)
 	}

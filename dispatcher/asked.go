@@ -282,7 +282,7 @@ func (l *loop) ask(k *link, r *request) {
 	if a.ln != nil && !a.closing && (!a.ln.shared || a.ln.lendTo(k.slot).Valid()) {
 		if larger {
 			for _, s := range a.ln.sockets() {
-				setBacklog(s.fd, r.backlog)
+				l.changeBacklog(a.ln, s, r.backlog)
 			}
 		}
 		l.join(k, r, a.ln)
@@ -374,7 +374,7 @@ func (l *loop) bound(key string, k *link, closes uint64, s *socket, err error) {
 			break
 		}
 		if a.backlog > 0 {
-			setBacklog(s.fd, a.backlog) // others may have asked for more meanwhile
+			setBacklog(s.fd, a.backlog) // others may have asked for more; no worker has it yet
 		}
 		l.setAsked(a, slot)
 		l.cover(a.ln, l.replacedBy(k))

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -114,8 +115,8 @@ func TestAskersShareAListener(t *testing.T) {
 		t.Errorf("told %q", fa.Payload)
 	}
 	s.mustHear("opened 127.0.0.1:0 tcp asked=true")
-	if _, limit, ok := acceptQueue(ln.sock.fd.Num()); ok && limit != 50 {
-		t.Errorf("backlog %d, want the largest that was asked for", limit)
+	if f, errno := aside.QueueInline(ln.sock.fd); errno == 0 && f.Limit != 50 {
+		t.Errorf("backlog %d, want the largest that was asked for", f.Limit)
 	}
 	for _, p := range []*peer{a, b, c} {
 		p.say(readyFrame)

@@ -133,7 +133,7 @@ func (d *Dispatcher) ChangeListener(c ListenerConfig) error {
 				ln.conf.Backlog = c.Backlog
 				for _, s := range ln.sockets() {
 					if !s.packet() {
-						setBacklog(s.fd, c.Backlog)
+						l.changeBacklog(ln, s, c.Backlog)
 					}
 				}
 			}

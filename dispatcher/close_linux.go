@@ -13,30 +13,8 @@ import (
 // first, by a filter that drops a SYN without ACK, while those that have begun
 // come through (tried: accept until EAGAIN, then close resets a client in 3 of 3;
 // with the filter 0 of 3). A dropped SYN is sent again by the client a second
-// later and then meets the closed port, or whoever listens there by then.
-
-// refuseNew attaches that filter. A filter on a listening TCP socket sees the
-// packet from its TCP header on: byte 13 holds the flags.
-func refuseNew(fd int) error {
-	const (
-		synAck = 0x12
-		syn    = 0x02
-	)
-	prog := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},
-		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: synAck},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: syn, Jt: 0, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
-	}
-	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	return os.NewSyscallError("setsockopt", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &fprog))
-}
-
-// acceptNew takes the filter away again.
-func acceptNew(fd int) {
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) // an error: it has none
-}
+// later and then meets the closed port, or whoever listens there by then. The filter is
+// RefuseNew of package aside.
 
 // handshakes counts the connections to addr's port whose handshake is not done:
 // sock_diag(7) with the state SYN_RECV as filter, so that a full table of

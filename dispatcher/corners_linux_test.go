@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -70,7 +71,8 @@ func TestTheSocketOfASlotThatIsNoMore(t *testing.T) {
 		s.client(ln)
 	}
 	for _, k := range []int{second.fd.Num()} {
-		n, _, _ := acceptQueue(k)
+		f, _ := aside.QueueInline(handoff.Own(k))
+		n := f.Length
 		queued += int(n)
 	}
 	b.die(Removal{})

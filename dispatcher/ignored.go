@@ -28,7 +28,7 @@ func (l *loop) lookForIgnored() {
 		if ln == nil || !ln.shared || ln.closing {
 			continue
 		}
-		n, queue := &ln.neglect, ln.queueLength()
+		n, queue := &ln.neglect, l.queueLength(ln)
 		if queue == 0 {
 			n.told = false
 		}
@@ -44,21 +44,4 @@ func (l *loop) lookForIgnored() {
 			}
 		}
 	}
-}
-
-// queueLength is how many clients wait in the kernel for a worker to accept
-// them, or 1 where only that some do is known.
-func (ln *listener) queueLength() uint32 {
-	var sum uint32
-	for _, s := range ln.sockets() {
-		if s.packet() {
-			continue
-		}
-		if n, _, ok := acceptQueue(s.fd.Num()); ok {
-			sum += n
-		} else if isReadable(s.fd) {
-			sum++
-		}
-	}
-	return sum
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"rrd/dispatcher/internal/aside"
 )
 
 // A listening socket outlives the master when somebody else holds it too: the
@@ -55,7 +57,7 @@ func kept(c ListenerConfig) (*socket, error) {
 		return nil, err
 	}
 	// Who held it may have been ended while it closed the listener.
-	acceptNew(s.fd.Num())
+	_ = aside.DetachFilterInline(s.fd)
 	if !s.packet() {
 		setBacklog(s.fd, backlogOr(c.Backlog))
 	}

@@ -42,6 +42,7 @@ type listener struct {
 	checkAt   int64 // when to look at them again
 	looking   bool  // a look is under way
 	shaking   bool  // the last look found some, or there was none yet
+	filtering bool  // a helper turns new clients away
 	unwanted  bool  // CloseListener closes it
 	dropQueue bool  // nobody is left to serve what waits
 	// waitClosed is closed when the sockets are.
@@ -95,6 +96,9 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 				return nil, err
 			}
 		}
+		if !s.kept && !ln.inherited() {
+			s.noteQueue() // here: no worker has it yet
+		}
 	} else if err := l.poll.add(s.fd.Num(), ln.token, false, false); err != nil {
 		l.table.removeListener(ln.id)
 		return nil, err
@@ -126,7 +130,7 @@ func (l *loop) watch(ln *listener) {
 	want := l.acceptAt == 0 && !l.queueFull && !l.stopping
 	for _, s := range ln.bySlot {
 		if s.taken {
-			_ = l.poll.set(s.fd.Num(), ln.token, want, false)
+			_ = l.poll.set(s.fd.Num(), ln.token, want && !s.asking, false)
 		}
 	}
 	if ln.sock == nil || ln.shared || want == ln.watching {
@@ -180,9 +184,8 @@ func (l *loop) startClosing(ln *listener) {
 				l.askHelper(aside.Request{Call: aside.Shutdown, FD: dup, Given: true, Key: s.key()})
 			}
 		case s.tcp():
-			if refuseNew(s.fd.Num()) == nil {
-				ln.shaking = true
-			}
+			ln.filtering = ln.shared && aside.MaxHelpers > 0
+			l.refuseNew(ln, s, func() { ln.shaking, ln.filtering = true, false })
 		case s.network == "unix":
 			s.file.remove()
 			s.file = nil
@@ -213,6 +216,9 @@ func (l *loop) finishClosing(ln *listener) bool {
 	ln.checkAt = l.now + closeCheck
 	if ln.shaking && l.now < ln.closeBy {
 		l.look(ln)
+		return false
+	}
+	if ln.filtering && l.now < ln.closeBy {
 		return false
 	}
 	if ln.shared {
@@ -279,7 +285,7 @@ func (l *loop) closed(ln *listener) {
 	if ln.asked != nil {
 		l.askedSocks -= len(ln.sockets())
 	}
-	ln.closeSockets()
+	l.closeSockets(ln)
 	for _, c := range ln.waitClosed {
 		close(c)
 	}
@@ -338,19 +344,11 @@ func (ln *listener) sockets() []*socket {
 	return out
 }
 
-func (ln *listener) closeSockets() {
+func (l *loop) closeSockets(ln *listener) {
 	for _, s := range ln.sockets() {
-		ln.closeSocket(s)
+		l.closeSocket(ln, s)
 	}
 	ln.sock, ln.bySlot = nil, nil
-}
-
-// closeSocket keeps what the kernel has counted of a socket: a counter never falls.
-func (ln *listener) closeSocket(s *socket) {
-	if s.tcp() {
-		ln.stats.KernelDrops += kernelDrops(s.fd.Num())
-	}
-	_ = s.close()
 }
 
 // addLive adds what is not counted but is so now.
@@ -363,11 +361,12 @@ func (ln *listener) addLive(l *loop, s *ListenerStats) {
 		if !k.tcp() {
 			continue
 		}
-		if n, limit, ok := acceptQueue(k.fd.Num()); ok {
-			s.KernelQueue += n
-			s.KernelLimit += limit
+		l.askQueue(ln, k)
+		if q := &k.kernel; q.known {
+			s.KernelQueue += q.Length
+			s.KernelLimit += q.Limit
 			s.KernelKnown = true
-			s.KernelDrops += kernelDrops(k.fd.Num())
+			s.KernelDrops += q.Drops
 		}
 	}
 }

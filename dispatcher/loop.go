@@ -376,7 +376,7 @@ func (l *loop) finish() {
 		for c := l.table.listeners[ln.id].waiting.head; c != none; c = l.table.listeners[ln.id].waiting.head {
 			l.drop(c, DropShutdown)
 		}
-		ln.closeSockets()
+		l.closeSockets(ln)
 	}
 	l.aside.Flush(l.now) // what was given to it
 	l.aside.Close()

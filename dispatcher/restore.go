@@ -209,6 +209,9 @@ func (l *loop) restoreListeners(s *State) error {
 
 func restoreSocket(k *savedSocket) *socket {
 	s := &socket{fd: k.FD, network: k.Network, addr: k.Addr, kept: k.Kept}
+	if k.Queue != nil {
+		s.kernel.QueueFacts, s.kernel.known = *k.Queue, true
+	}
 	if k.Path != "" {
 		s.file = &socketFile{path: k.Path, dev: k.Dev, ino: k.Ino, rights: k.Rights}
 	}

@@ -106,6 +106,7 @@ func (ln *listener) addSlot(slot int, s *socket) bool {
 	if ln.waits {
 		_ = waitInAccept(s.fd) // see open
 	}
+	s.noteQueue()
 	ln.bySlot = append(ln.bySlot, &slotSock{socket: s, slot: slot})
 	return true
 }

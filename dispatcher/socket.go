@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -26,16 +27,18 @@ type socket struct {
 	addr    string // as bound: port 0 resolved
 	file    *socketFile
 	kept    bool // others may hold it too; see kept.go
+	kernel  kernelQueue
 }
 
 func (s *socket) packet() bool { return strings.HasPrefix(s.network, "udp") }
 func (s *socket) tcp() bool    { return strings.HasPrefix(s.network, "tcp") }
 
-// close closes the socket and removes its file if that is still ours.
+// close closes a socket that no worker has, and removes its file if that is still
+// ours.
 func (s *socket) close() error {
 	s.file.remove()
 	if s.kept {
-		acceptNew(s.fd.Num()) // who holds it may listen on
+		_ = aside.DetachFilterInline(s.fd) // a process that holds it may listen on
 	}
 	return s.fd.Close()
 }

@@ -37,9 +37,5 @@ func (f *socketFile) adopt(_ *filePlace, o bindOptions) error {
 	return nil
 }
 
-func kernelDrops(int) uint64 { return 0 }
-
-func acceptQueue(int) (length, limit uint32, ok bool) { return 0, 0, false }
-
 // bindThroughDirectory refuses: there is no short name for a directory here.
 func bindThroughDirectory(int, string) error { return unix.ENAMETOOLONG }

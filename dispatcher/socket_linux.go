@@ -5,8 +5,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -81,30 +79,4 @@ func (f *socketFile) adopt(at *filePlace, o bindOptions) error {
 		}
 	}
 	return nil
-}
-
-// kernelDrops reads how many SYNs and connections the kernel has dropped at a
-// listening socket: sk_drops, the ninth number of SO_MEMINFO (linux/sock_diag.h,
-// SK_MEMINFO_DROPS).
-func kernelDrops(fd int) uint64 {
-	const drops = 8
-	var v [16]uint32
-	size := uint32(unsafe.Sizeof(v))
-	_, _, errno := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 || uintptr(size) <= drops*unsafe.Sizeof(v[0]) {
-		return 0
-	}
-	return uint64(v[drops])
-}
-
-// acceptQueue reads the length and the limit of a listening TCP socket's queue.
-// For a listening socket TCP_INFO has them in tcpi_unacked and tcpi_sacked
-// (net/ipv4/tcp.c, tcp_get_info).
-func acceptQueue(fd int) (length, limit uint32, ok bool) {
-	ti, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return 0, 0, false
-	}
-	return ti.Unacked, ti.Sacked, true
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -113,7 +114,8 @@ type savedSocket struct {
 	Dev, Ino uint64
 	Rights   *Rights
 	Kept     bool
-	Slot     int // reuseport
+	Queue    *aside.QueueFacts `json:",omitempty"` // of a shared one, as asked last
+	Slot     int               // reuseport
 	Taken    bool
 	Retiring bool
 	Unserved int64 // age
@@ -384,6 +386,9 @@ func saveSocket(s *socket) savedSocket {
 	out := savedSocket{FD: s.fd, Network: s.network, Addr: s.addr, Kept: s.kept}
 	if f := s.file; f != nil {
 		out.Path, out.Dev, out.Ino, out.Rights = f.path, f.dev, f.ino, f.rights
+	}
+	if s.kernel.known {
+		out.Queue = &s.kernel.QueueFacts
 	}
 	return out
 }

@@ -47,11 +47,6 @@ func setBacklog(d handoff.FD, backlog int) { _ = unix.Listen(d.Num(), backlog) }
 // its queue can still be accepted.
 func refuseUnix(d handoff.FD) { _ = unix.Shutdown(d.Num(), unix.SHUT_RD) }
 
-// neverWait makes a socket not block.
-func neverWait(d handoff.FD) error {
-	return os.NewSyscallError("fcntl", unix.SetNonblock(d.Num(), true))
-}
-
 // waitInAccept makes a socket block.
 func waitInAccept(d handoff.FD) error {
 	return os.NewSyscallError("fcntl", unix.SetNonblock(d.Num(), false))

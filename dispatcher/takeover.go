@@ -2,7 +2,9 @@ package dispatcher
 
 import (
 	"slices"
+	"syscall"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -19,7 +21,8 @@ type slotSock struct {
 	*socket
 	slot     int
 	unserved int64 // since when no ready worker has it; 0: one has
-	taken    bool  // the loop accepts from it
+	taken    bool  // the loop accepts from it, by a helper
+	asking   bool  // a helper accepts just now
 	retiring bool  // the slot is no more
 	closeBy  int64
 }
@@ -78,11 +81,11 @@ func (l *loop) dueOrphans() {
 			}
 		}
 		ln.bySlot = slices.DeleteFunc(ln.bySlot, func(s *slotSock) bool {
-			if !s.retiring || l.now < s.closeBy || s.taken && isReadable(s.fd) && !ln.closing {
+			if !s.retiring || l.now < s.closeBy || s.asking || s.taken && isReadable(s.fd) && !ln.closing {
 				return false
 			}
 			l.giveBack(ln, s)
-			ln.closeSocket(s.socket)
+			l.closeSocket(ln, s.socket)
 			if ln.asked != nil {
 				l.askedSocks--
 			}
@@ -92,10 +95,6 @@ func (l *loop) dueOrphans() {
 }
 
 func (l *loop) takeOver(ln *listener, s *slotSock) {
-	if err := neverWait(s.fd); err != nil {
-		l.fatal("take over listener", err)
-		return
-	}
 	// Not while accepting pauses: watch will, when it goes on.
 	if err := l.poll.add(s.fd.Num(), ln.token, l.acceptAt == 0 && !l.queueFull, false); err != nil {
 		l.fatal("poll listener", err)
@@ -109,6 +108,42 @@ func (l *loop) giveBack(_ *listener, s *slotSock) {
 		_ = l.poll.remove(s.fd.Num())
 		s.taken = false
 	}
+}
+
+// askAccept has a helper accept from a slot's socket, whose flags are its workers'
+// too. Meanwhile the poller does not look at it.
+func (l *loop) askAccept(ln *listener, s *slotSock) {
+	switch {
+	case s.asking || l.acceptAt != 0:
+		return
+	case l.table.waiting >= l.cfg.QueueLimit:
+		l.pauseFull()
+		return
+	}
+	s.asking = true
+	l.watch(ln)
+	n := min(aside.MaxAccept, l.cfg.QueueLimit-l.table.waiting)
+	l.askHelper(aside.Request{Call: aside.Accept, FD: s.fd, Arg: n, Key: s.key(), Done: func(a *aside.Answer) { l.accepted(ln, s, a) }})
+}
+
+// accepted takes the connections that a helper has accepted.
+func (l *loop) accepted(ln *listener, s *slotSock, a *aside.Answer) {
+	s.asking = false
+	if l.listeners[ln.id] != ln {
+		for i := range a.FDs {
+			_ = a.FDs[i].Close()
+		}
+		return
+	}
+	for _, d := range a.FDs {
+		l.arrive(ln, d)
+	}
+	switch a.Errno {
+	case 0, syscall.EAGAIN, syscall.EINVAL: // EINVAL: it was shut down; see isDead
+	default:
+		l.acceptFailed(ln, a.Errno)
+	}
+	l.watch(ln)
 }
 
 // discard gives up a slot's socket that a worker has shut down: nobody can accept
@@ -139,7 +174,7 @@ func (l *loop) retireSlot(slot int) {
 				continue
 			}
 			s.retiring, s.closeBy, s.unserved = true, l.now+closeWait, max(l.now-orphanAfter, 1)
-			_ = refuseNew(s.fd.Num())
+			l.refuseNew(ln, s.socket, func() {})
 		}
 	}
 }
