@@ -32,9 +32,11 @@ type stepped struct {
 	peers   uint64
 	pids    int // of helpers, made up
 
-	// newHelper has a helper made; nil: none can be had. helpers waits for their ends.
-	newHelper func()
-	helpers   sync.WaitGroup
+	// newHelper has a helper made, and killHelper ends one that hangs. helpers waits for
+	// their ends.
+	newHelper  func()
+	killHelper func()
+	helpers    sync.WaitGroup
 }
 
 const aLongTime = time.Hour
@@ -128,12 +130,15 @@ func (s *stepped) hooks() Hooks {
 			s.tell("refused %d %s %s: %v", w, network, address, err)
 		},
 		HelperWanted: func() {
-			if s.newHelper != nil {
-				s.newHelper()
+			s.newHelper()
+		},
+		HelperUseless: func(pid int) {
+			s.tell("useless %d", pid)
+			if s.killHelper != nil {
+				s.killHelper()
 			}
 		},
 		TicketsRotated: func(serial uint64, n int) { s.tell("rotated %d %d", serial, n) },
-		HelperUseless:  func(pid int) { s.tell("useless %d", pid) },
 		Ignored:        func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
 	}
 }

@@ -68,7 +68,7 @@ const (
 	// DetachFilter removes the socket filter. ENOENT says that there was none.
 	DetachFilter
 	// DetachReuseport removes the program that chooses a socket of a reuseport
-	// group. ENOENT says that there was none.
+	// group. ENOENT says that there was none, EINVAL that the socket has no group.
 	DetachReuseport
 	// Reuseport sets SO_REUSEPORT to Request.Arg.
 	Reuseport
