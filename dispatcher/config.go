@@ -72,7 +72,8 @@ func (c Config) withDefaults() Config {
 
 // FDBudget is how many descriptors the master needs at the most: what waits,
 // what is in flight (ours and a successor's beside a draining worker), the
-// processes themselves, the listeners, kept copies, and 64 for the rest.
+// processes themselves, the listeners, kept copies, and 64 for the rest, of which the
+// sockets and handles of MaxHelpers helpers take 16.
 func FDBudget(policy Policy, queueLimit, workers, window, listeners, rescueLimit int) int {
 	if policy == SchedReuseport {
 		listeners *= workers

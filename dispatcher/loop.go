@@ -460,6 +460,7 @@ func (l *loop) copyStats() *Stats {
 	s.QueueLimit = l.cfg.QueueLimit
 	s.Draining = l.draining
 	s.Processes = l.copyProcesses()
+	s.Helpers = l.copyHelpers()
 	s.OldestWait = l.oldestWait()
 	if l.timeoutAt != 0 {
 		s.LastQueueTimeout = time.Now().Add(-time.Duration(l.now - l.timeoutAt))

@@ -176,6 +176,7 @@ type Stats struct {
 	Slots        []SlotStats
 	Redispatches [NumRedispatches]uint64
 	Processes    []ProcessStats // by slot
+	Helpers      []HelperStats
 	// OldestWait is the age, from accept on, of the oldest waiting connection; 0: none
 	// waits.
 	OldestWait time.Duration

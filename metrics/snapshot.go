@@ -59,6 +59,8 @@ type Snapshot struct {
 	// the slot, or its emptiness. Slots that were removed stay for their
 	// counters, with an empty State.
 	Workers []Worker `json:"workers"`
+	// Helpers are the processes that make calls for the dispatcher which may wait.
+	Helpers []Helper `json:"helpers,omitempty"`
 	// Redispatches counts by reason, see RedispatchReasons.
 	Redispatches Counts `json:"redispatches,omitempty"`
 
@@ -79,6 +81,13 @@ type Reloads struct {
 	LastSuccess time.Time `json:"last_success,omitzero"`
 	// LastFailure says why the last one failed; "" if it did not.
 	LastFailure string `json:"last_failure,omitempty"`
+}
+
+// Helper is one helper process.
+type Helper struct {
+	PID int `json:"pid"`
+	// Busy is how many seconds it has been at a call; 0: it waits for one.
+	Busy float64 `json:"busy_s,omitempty"`
 }
 
 // Upgrades counts upgrades in place.

@@ -365,6 +365,9 @@ func (m *master) Status(ctx context.Context) control.Status {
 		return s
 	}
 	s.QueueLimit, s.Redispatches = counts.QueueLimit, counts.Redispatches
+	for _, h := range counts.Helpers {
+		s.Helpers = append(s.Helpers, control.HelperStatus(h))
+	}
 	s.Dispatch = control.Histogram{Bounds: metrics.DurationBounds, Counts: counts.Dispatch.Counts}
 	for i := range counts.Listeners {
 		s.Listeners = append(s.Listeners, listenerStatus(&counts.Listeners[i]))

@@ -34,6 +34,9 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	for i := range d.Listeners {
 		s.Listeners = append(s.Listeners, listenerCounts(&d.Listeners[i]))
 	}
+	for _, h := range d.Helpers {
+		s.Helpers = append(s.Helpers, metrics.Helper{PID: h.PID, Busy: h.Out.Seconds()})
+	}
 	bySlot := make(map[int]*dispatcher.SlotStats, len(d.Slots))
 	for i := range d.Slots {
 		bySlot[d.Slots[i].Slot] = &d.Slots[i]

@@ -203,6 +203,21 @@ func kernelQueue(s *control.Status) string {
 	return fmt.Sprintf("  kernel queue %d/%d", length, limit)
 }
 
+// helpers names the helper processes.
+func helpers(s *control.Status) string {
+	pids := ""
+	for _, h := range s.Helpers {
+		pids += fmt.Sprintf(" %d", h.PID)
+	}
+	if pids == "" {
+		return ""
+	}
+	return "  helpers" + pids
+}
+
+// helperHangs is how many seconds at a call are worth a line.
+const helperHangs = 1
+
 // headLines tell of the whole: accepted is a number or a rate, dispatch the counts
 // of the histogram, of all time or of a part.
 func headLines(s *control.Status, accepted string, dispatch []uint64) []string {
@@ -211,8 +226,13 @@ func headLines(s *control.Status, accepted string, dispatch []uint64) []string {
 		fmt.Sprintf("workers %d/%d ready  accepted %s  queue %d/%d  in flight %d  dropped %s",
 			readyWorkers(s), s.Desired, accepted, total(s.Listeners, func(l *control.ListenerStatus) int { return l.Queued }), s.QueueLimit,
 			total(s.Listeners, func(l *control.ListenerStatus) int { return l.InFlight }), count(total(s.Listeners, dropped))),
-		fmt.Sprintf("dispatch p50 %s p99 %s%s  law %s",
-			quantile(s.Dispatch.Bounds, dispatch, 0.5), quantile(s.Dispatch.Bounds, dispatch, 0.99), kernelQueue(s), law(lawful(s))),
+		fmt.Sprintf("dispatch p50 %s p99 %s%s%s  law %s",
+			quantile(s.Dispatch.Bounds, dispatch, 0.5), quantile(s.Dispatch.Bounds, dispatch, 0.99), kernelQueue(s), helpers(s), law(lawful(s))),
+	}
+	for _, h := range s.Helpers {
+		if h.Busy >= helperHangs {
+			lines = append(lines, fmt.Sprintf("helper %d has been held up by a worker for %s", h.PID, age(h.Busy)))
+		}
 	}
 	if r := s.Reload; r != nil && !r.OK {
 		lines = append(lines, fmt.Sprintf("LAST RELOAD FAILED, the configuration is that of %s ago: %s", age(s.Time.Sub(r.LastSuccess).Seconds()), plain(r.Error)))

@@ -18,7 +18,19 @@ import (
 type measure struct {
 	fds        map[int]string
 	goroutines int
+	helpers    int // helper processes, which come with the first need
 }
+
+// For each helper a master has a socket, a handle of the process, and a goroutine that
+// waits for its end.
+const (
+	fdsPerHelper        = 2
+	goroutinesPerHelper = 1
+)
+
+func (m *measure) openFDs() int { return len(m.fds) - fdsPerHelper*m.helpers }
+
+func (m *measure) running() int { return m.goroutines - goroutinesPerHelper*m.helpers }
 
 func (m *Master) measure() (*measure, error) {
 	_, samples, err := m.scrape()
@@ -29,7 +41,7 @@ func (m *Master) measure() (*measure, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &measure{fds: fds, goroutines: int(samples["go_goroutines"])}, nil
+	return &measure{fds: fds, goroutines: int(samples["go_goroutines"]), helpers: len(Helpers(m.MasterPID()))}, nil
 }
 
 // Rebase takes the master's present descriptors and goroutines as those that it
@@ -47,7 +59,7 @@ func (m *Master) Rebase() {
 		}
 		before := last
 		last = now
-		if before == nil || len(before.fds) != len(now.fds) || before.goroutines != now.goroutines {
+		if before == nil || before.openFDs() != now.openFDs() || before.running() != now.running() {
 			agreed = 0
 		}
 		if agreed++; agreed < 3 {
@@ -133,7 +145,7 @@ func (m *Master) checkMeasure() error {
 	if err != nil {
 		return err
 	}
-	if len(now.fds) != len(m.base.fds) {
+	if now.openFDs() != m.base.openFDs() {
 		var b strings.Builder
 		for _, d := range []struct {
 			sign    string
@@ -145,10 +157,11 @@ func (m *Master) checkMeasure() error {
 				}
 			}
 		}
-		return fmt.Errorf("%d descriptors, before the load %d:%s", len(now.fds), len(m.base.fds), b.String())
+		return fmt.Errorf("%d descriptors and %d helpers, before the load %d and %d:%s",
+			len(now.fds), now.helpers, len(m.base.fds), m.base.helpers, b.String())
 	}
 	// Fewer: something of the start was still going on when it was measured.
-	if now.goroutines > m.base.goroutines {
+	if now.running() > m.base.running() {
 		return fmt.Errorf("%d goroutines, before the load %d", now.goroutines, m.base.goroutines)
 	}
 	return nil

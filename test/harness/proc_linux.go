@@ -23,6 +23,17 @@ func Children(pid int) map[int]byte {
 	return found
 }
 
+// Helpers returns the helper processes of a master.
+func Helpers(pid int) (pids []int) {
+	for child := range Children(pid) {
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
+		if strings.Contains(string(args), "__rrd-aside") {
+			pids = append(pids, child)
+		}
+	}
+	return pids
+}
+
 // stat returns the fields behind the name: state, ppid and so on
 // (proc_pid_stat(5), from the third).
 func stat(name string) ([]string, bool) {

@@ -163,8 +163,17 @@ type Status struct {
 	Listeners    []ListenerStatus  `json:"listeners"`
 	Workers      []WorkerStatus    `json:"workers"`
 	Redispatches map[string]uint64 `json:"redispatches,omitempty"`
+	// Helpers are the processes that make calls for rrd which may wait for a worker.
+	Helpers []HelperStatus `json:"helpers,omitempty"`
 	// Dispatch is the time from accept to ack.
 	Dispatch Histogram `json:"dispatch_duration"`
+}
+
+// HelperStatus is one helper process.
+type HelperStatus struct {
+	PID int `json:"pid"`
+	// Busy is how many seconds it has been at a call; 0: it waits for one.
+	Busy float64 `json:"busy_s,omitempty"`
 }
 
 // Reload is the outcome of the last reload.
