@@ -70,6 +70,10 @@ func run(o options) error {
 		return serveTLS(o)
 	case "linger":
 		return linger(o.gate)
+	case "hold-connection":
+		return holdConnection()
+	case "clear-nonblock":
+		return clearNonblock()
 	case "crash":
 		if exists(o.armed) {
 			return errors.New("told to crash")
@@ -107,6 +111,7 @@ func run(o options) error {
 		}
 		go w.waitAt(o.gate) // ends with the gate or the process
 	}
+	w.attack = attacks[name]
 	if name == "hog" {
 		go hog() // ends with the process
 	}

@@ -13,23 +13,24 @@ import (
 type decision int
 
 const (
-	take       decision = iota // ack and serve it
-	busy                       // reject it, and say again at once
-	busySilent                 // reject it, and say again when the gate opens
-	keep                       // answer nothing until the gate opens
-	hold                       // ack it, and do not touch it; die when the gate opens
-	dieUnacked                 // die before the answer
-	dieAcked                   // ack, then die before the first byte
-	dieTouched                 // ack and touch, then die before the first byte
-	dieRead                    // ack and read, then die before telling so
-	stall                      // answer nothing any more, not even a PING
-	violate                    // break the protocol, and wait for the end
-	hostile                    // say much nonsense, then violate
-	leave                      // close the channel and live on
-	orphan                     // die, and leave the channel to another process
-	bomb                       // send descriptors, then serve it
-	flood                      // send much, then serve it
-	fill                       // have descriptors in flight until the gate opens, and serve it
+	take           decision = iota // ack and serve it
+	busy                           // reject it, and say again at once
+	busySilent                     // reject it, and say again when the gate opens
+	keep                           // answer nothing until the gate opens
+	hold                           // ack it, and do not touch it; die when the gate opens
+	dieUnacked                     // die before the answer
+	dieAcked                       // ack, then die before the first byte
+	dieTouched                     // ack and touch, then die before the first byte
+	dieRead                        // ack and read, then die before telling so
+	stall                          // answer nothing any more, not even a PING
+	violate                        // break the protocol, and wait for the end
+	hostile                        // say much nonsense, then violate
+	leave                          // close the channel and live on
+	orphan                         // die, and leave the channel to another process
+	bomb                           // send descriptors, then serve it
+	flood                          // send much, then serve it
+	lockConnection                 // ack it, have another process hold its lock for ever, and die
+	fill                           // have descriptors in flight until the gate opens, and serve it
 )
 
 // turn is what a mode decides about.
@@ -104,7 +105,12 @@ var modes = map[string]func(turn) decision{
 	"orphan":      every(2, orphan),
 	"bomb":        every(3, bomb),
 	"flood":       every(3, flood),
-	"hog":         func(turn) decision { return take }, // uses up memory at SIGUSR2
+	// Its channel, or a connection, is locked for ever; see lock_linux.go.
+	"lock-channel":    func(turn) decision { return take },
+	"lock-connection": once(lockConnection),
+	"trim":            func(turn) decision { return take }, // trim:N cuts what it is sent to N bytes, and reads nothing
+	"block-accept":    func(turn) decision { return take }, // lends its listener to a process that clears O_NONBLOCK, and crashes
+	"hog":             func(turn) decision { return take }, // uses up memory at SIGUSR2
 	"in-flight": func(t turn) decision {
 		if t.n == 1 && !t.open {
 			return fill

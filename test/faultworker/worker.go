@@ -32,7 +32,9 @@ type worker struct {
 	kind      string // of violation; empty: any
 	asked     string // what its LISTEN says
 	gate      string
-	channel   int // the descriptor's number, which port owns
+	attack    func(*worker) error // right after READY; nil: none
+	channel   int                 // the descriptor's number, which port owns
+	lent      int                 // of the listener that is lent to a mode with an attack
 
 	mu       sync.Mutex
 	gateOpen bool
@@ -112,7 +114,9 @@ func (w *worker) hear(f *handoff.Frame, fd handoff.FD) error {
 			return fmt.Errorf("listen: %w: %s", syscall.Errno(f.Arg), f.Payload)
 		}
 		if f.Flags&handoff.ListeningShared != 0 {
-			if err := w.share(fd); err != nil {
+			if w.attack != nil && w.armed() {
+				w.lent = fd.Release() // for the attack
+			} else if err := w.share(fd); err != nil {
 				return err
 			}
 		}
@@ -128,7 +132,10 @@ func (w *worker) hear(f *handoff.Frame, fd handoff.FD) error {
 			ready.Flags = handoff.ReadyTouches
 		}
 		w.mu.Unlock()
-		return w.say(ready)
+		if err := w.say(ready); err != nil || w.attack == nil || !w.armed() {
+			return err
+		}
+		return w.attack(w)
 	case handoff.Ping:
 		return w.say(handoff.Frame{Type: handoff.Pong, Seq: f.Seq})
 	case handoff.Drain:
@@ -187,6 +194,8 @@ func (w *worker) handoff(f handoff.Frame, fd handoff.FD) error {
 			return err
 		}
 		die()
+	case lockConnection:
+		return w.lockConnection(&f, fd)
 	case bomb:
 		w.bomb(100)
 	case flood:
