@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -636,26 +637,23 @@ func TestAHelperProcessEndsWithItsSocket(t *testing.T) {
 // hang has the helper wait in accept4, as a worker can that clears O_NONBLOCK.
 func hang(t *testing.T, w *world, ln handoff.FD, pid int) {
 	t.Helper()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = unix.SetNonblock(ln.Num(), false)
+	var stop atomic.Bool
+	var clearing sync.WaitGroup
+	defer clearing.Wait()
+	defer stop.Store(true)
+	for range 2 {
+		clearing.Go(func() {
+			for !stop.Load() {
+				_, _ = unix.FcntlInt(uintptr(ln.Num()), unix.F_SETFL, unix.O_RDWR)
 			}
-		}
-	}()
-	deadline := time.Now().Add(patience)
+		})
+	}
+	deadline := time.Now().Add(3 * patience) // it is a matter of chance
 	for {
 		got := w.asked(Request{Call: Accept, FD: ln, Arg: 1, Key: 1})
 		for time.Now().Before(deadline) && len(*got) == 0 {
 			w.c.Receive(1)
 			if inAccept(pid) {
-				close(stop)
-				<-stopped
 				return
 			}
 		}
