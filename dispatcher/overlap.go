@@ -153,8 +153,8 @@ func (d *Dispatcher) seal(s *socket) error {
 	return sealPort(s.network, s.addr)
 }
 
-// replacedBy returns what k is to replace: listeners that workers of its slot asked for,
-// and k has not. Only under rr: workers that hold a socket go on to have it.
+// replacedBy selects the listeners that an older worker of k's slot asked for and k did
+// not. Only under rr: workers that hold a socket go on to have it.
 func (l *loop) replacedBy(k *link) leaver {
 	return func(ln *listener) bool {
 		return ln.asked != nil && !ln.shared && !slices.Contains(k.joined, ln.wire) && slices.ContainsFunc(l.links, func(o *link) bool {
@@ -200,7 +200,7 @@ func covers(w, n *listener) bool {
 	return dual || a.Addr().Is4() == b.Addr().Is4()
 }
 
-// serveCovered lets a worker that has ln take what comes to listeners that ln covers.
+// serveCovered lets a worker that has ln take connections of the listeners that ln covers.
 func (l *loop) serveCovered(k *link, ln *listener) {
 	for _, o := range l.listeners {
 		if ln != nil && o != nil && o.cover == ln && !slices.Contains(k.joined, o.wire) {
@@ -218,7 +218,7 @@ func (l *loop) leaveCovered(k *link, ln *listener) {
 	}
 }
 
-// serveAgain ends a reject, also of what came to a listener that ln covers.
+// serveAgain ends a reject, also of a connection of a listener that ln covers.
 func (l *loop) serveAgain(k *link, ln *listener) {
 	l.table.serve(k.idx, ln.id)
 	for _, o := range l.listeners {
@@ -228,7 +228,7 @@ func (l *loop) serveAgain(k *link, ln *listener) {
 	}
 }
 
-// uncover ends what ln does for others: it is being closed.
+// uncover ends the cover by ln, which is being closed.
 func (l *loop) uncover(ln *listener) {
 	for _, k := range l.links {
 		if k != nil {

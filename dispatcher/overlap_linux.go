@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sealPort ends what a bind with SO_REUSEPORT leaves behind. The kernel remembers in the
+// sealPort undoes the trace of a bind with SO_REUSEPORT. The kernel remembers in the
 // port's bucket that a socket with the option was bound there, and lets other such
 // sockets of the same user in without another look, although no socket has the option
 // any more (inet_csk_update_fastreuse and sk_reuseport_match in

@@ -202,7 +202,7 @@ func TestWorkersOfTheWiderListenerServeTheNarrower(t *testing.T) {
 	}
 }
 
-// When the narrower listener closes, whoever waits in it is served, and the next client
+// When the narrower listener closes, a client that waits in it is served, and the next client
 // reaches the wider one.
 func TestTheNarrowerListenerCloses(t *testing.T) {
 	s := newStepped(t, Config{Configured: true, Window: 4})

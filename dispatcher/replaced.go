@@ -10,7 +10,7 @@ import (
 // A roll keeps the workers that it has replaced until it has succeeded. A replaced
 // worker gets no new connection of a listener that a successor in its slot serves. It
 // goes on with a listener that its successors do not have: the roll closes that one
-// last. What the worker owes, it still answers. A shared listener is the worker's own
+// last. The worker still answers the handoffs that it owes. A shared listener is the worker's own
 // to accept from.
 
 // Replace stops giving a worker connections that a successor in its slot can be given.

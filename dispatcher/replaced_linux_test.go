@@ -131,8 +131,8 @@ func TestReplacedCrossesAnUpgrade(t *testing.T) {
 	s.settle()
 }
 
-// What a failed successor asked for and has closed while it drained, its predecessor has
-// still: it stays open.
+// A failed successor closes a listener while it drains. Its predecessor has the listener
+// too, so it stays open.
 func TestListenerOfAPredecessorStays(t *testing.T) {
 	s := newStepped(t, Config{})
 	old := s.peer()

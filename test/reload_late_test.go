@@ -111,6 +111,7 @@ func TestReloadToAReleaseThatFailsLate(t *testing.T) {
 					t.Errorf("worker %d was told to drain", pid)
 				}
 			}
+			c.Rebase() // the death has made rrd start helpers
 		})
 	}
 }

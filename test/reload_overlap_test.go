@@ -16,10 +16,10 @@ import (
 // A reload may change an address to one that overlaps it: no client is refused, under any
 // policy, and other processes stay out of the port.
 func TestReloadToAnOverlappingAddress(t *testing.T) {
-	addresses := []string{":%s", "127.0.0.1:%s", ":%s", "0.0.0.0:%s", ":%s"}
+	addresses := []string{"127.0.0.1:%s", ":%s", "0.0.0.0:%s", ":%s"}
 	rate, soak := 100.0, harness.Soak(t, 0) > 0
 	if soak {
-		rate = 1000
+		rate, addresses = 1000, append(addresses, "127.0.0.1:%s", ":%s")
 	}
 	for _, policy := range []string{"rr", "none", "reuseport"} {
 		t.Run(policy, func(t *testing.T) {
@@ -42,9 +42,9 @@ func TestReloadToAnOverlappingAddress(t *testing.T) {
 					time.Sleep(2 * time.Second) // 2,000 clients for each
 				}
 			}
-			// A reload that fails leaves the wider address as it was.
-			c.write(strings.Replace(file("127.0.0.1:%s"), "workers", "hook-before-spawn = \"exit 1\"\nworkers", 1))
-			if policy != "none" { // else who has reached the new socket is cut: docs/operation.md
+			if policy == "rr" { // else a client that has reached the new socket is cut: docs/operation.md
+				// A reload that fails leaves the wider address as it was.
+				c.write(strings.Replace(file("127.0.0.1:%s"), "workers", "hook-before-spawn = \"exit 1\"\nworkers", 1))
 				if why := c.reload(); !strings.Contains(why, "hook") {
 					t.Errorf("%q", why)
 				}

@@ -22,6 +22,9 @@ import (
 // again.
 const drainNotice = 300 * time.Millisecond
 
+// emptyWait is how long workers may take to accept the clients of a stopped socket.
+const emptyWait = 5 * time.Second
+
 // overlaps reports whether an address that comes and one that goes overlap.
 func (d *listenerDiff) overlaps() bool {
 	return slices.ContainsFunc(d.open, func(o dispatcher.ListenerConfig) bool {
@@ -60,8 +63,10 @@ func without(list, other []dispatcher.ListenerConfig) []dispatcher.ListenerConfi
 	})
 }
 
+// stopListeners turns new clients away, and waits until the workers have accepted the
+// others.
 func (m *master) stopListeners(ctx context.Context, list []dispatcher.ListenerConfig) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, emptyWait)
 	defer cancel()
 	for _, c := range list {
 		if err := m.dispatcher.StopListener(ctx, c.Name, c.Address); err != nil {
@@ -70,7 +75,7 @@ func (m *master) stopListeners(ctx context.Context, list []dispatcher.ListenerCo
 	}
 }
 
-// closeStopped closes what stopListeners has stopped. The workers were asked to drain.
+// closeStopped closes stopped listeners. Their workers were asked to drain before.
 func (m *master) closeStopped(ctx context.Context, list []dispatcher.ListenerConfig) {
 	if len(list) == 0 {
 		return
@@ -84,7 +89,7 @@ func (m *master) closeStopped(ctx context.Context, list []dispatcher.ListenerCon
 	m.closeListeners(ctx, list)
 }
 
-// sealPorts ends what the overlap leaves behind.
+// sealPorts closes the ports to other processes of this user.
 func (m *master) sealPorts(diff *listenerDiff) {
 	for i := range diff.open {
 		c := &diff.open[i]

@@ -21,7 +21,7 @@ type workDir struct {
 }
 
 // findWorkDir returns $PWD if that names the present directory, by device and inode, or
-// else what the kernel calls it.
+// else the kernel's name for it.
 func findWorkDir(environ []string) *workDir {
 	if pwd, ok := lookupVariable(environ, "PWD"); ok && filepath.IsAbs(pwd) && filepath.Clean(pwd) == pwd {
 		if named, err := os.Stat(pwd); err == nil && isHere(named) {
