@@ -94,6 +94,8 @@ func TestMistakes(t *testing.T) {
 		{args: words("--stop-signal KILL"), want: `--stop-signal: "KILL" is not one of TERM, INT, QUIT, HUP, USR1, USR2, WINCH, ABRT (from flag)`},
 		{args: words("--hang-signal TERM"), want: `--hang-signal: "TERM" is not one of KILL, ABRT (from flag)`},
 		{args: words("--worker-max-connections-active 1000001"), want: `--worker-max-connections-active: "1000001" is not a number from 0 to 1000000 (from flag)`},
+		{args: words("--tls-ticket-rotate 999ms"), want: `--tls-ticket-rotate: "999ms" is shorter than 1s: write a longer one, like 24h, or off (from flag)`},
+		{args: words("--tls-ticket-rotate 24"), want: `--tls-ticket-rotate: "24" has no unit: write 24s or 24ms or off (from flag)`},
 		{args: words("--unhealthy-after 0s"), want: `--unhealthy-after: "0s" is not above zero: write a longer one, or off for no limit (from flag)`},
 		{args: words("--worker-output syslog"), want: `--worker-output: "syslog" is not one of auto, raw, prefix, json (from flag)`},
 		{args: words("--log-level loud"), want: `--log-level: "loud" is not one of debug, info, warn, error (from flag)`},
