@@ -47,6 +47,14 @@ type askedListener struct {
 	users map[int]uint64
 }
 
+// name is the address, as it was asked for. No path is mistaken for ClosedListeners.
+func (a *askedListener) name() string {
+	if a.address == ClosedListeners {
+		return "./" + a.address
+	}
+	return a.address
+}
+
 type asker struct {
 	k *link
 	r *request
@@ -367,7 +375,7 @@ func (l *loop) bound(key string, k *link, closes uint64, s *socket, err error) {
 	}
 	switch {
 	case err == nil && first:
-		a.ln, err = l.open(ListenerConfig{Name: a.address, Network: a.network, Address: a.address,
+		a.ln, err = l.open(ListenerConfig{Name: a.name(), Network: a.network, Address: a.address,
 			Backlog: a.backlog, UID: -1, GID: -1}, s, a)
 		if err != nil {
 			l.closeUnasked(s)

@@ -248,6 +248,8 @@ func (l *loop) dropIfGone(id listenerID) bool {
 type reports struct {
 	pauseAt, waitingAt, dropsAt int64
 	dropsPending                bool
+	fatalAt                     int64
+	fatals                      int // not told of
 }
 
 const reportEvery = int64(time.Second)

@@ -494,10 +494,15 @@ func (l *loop) disown(worker uint64) {
 	l.drain(worker)
 }
 
-// fatal logs what should not be possible.
+// fatal logs what should not be possible, at most once a second.
 func (l *loop) fatal(what string, err error) {
-	log := l.cfg.Log
+	if !l.reports.due(&l.reports.fatalAt, l.now) {
+		l.reports.fatals++
+		return
+	}
+	log, left := l.cfg.Log, l.reports.fatals
+	l.reports.fatals = 0
 	l.event(func() {
-		log.Error().Str("event", "dispatcher.error").Str("doing", what).Err(err).Msg("unexpected error")
+		log.Error().Str("event", "dispatcher.error").Str("doing", what).Err(err).Int("left_out", left).Msg("unexpected error")
 	})
 }

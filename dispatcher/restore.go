@@ -75,6 +75,9 @@ func (l *loop) after(in int64) int64 {
 
 func (l *loop) restore(s *State, codec ChannelCodec) error {
 	catchUp := l.rewind(s)
+	if err := s.unescapeNames(); err != nil {
+		return err
+	}
 	var err error
 	if l.table, err = restoreTable(&s.Table, l.cfg.QueueLimit); err != nil {
 		return fmt.Errorf("table: %w", err)

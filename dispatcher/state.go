@@ -45,6 +45,7 @@ type State struct {
 	AcceptIn     int64 // and accepted
 	Pause        int64
 	QueueFull    bool
+	Escaped      bool          `json:",omitempty"` // names and paths are as Printable spells them
 	Tickets      *savedTickets `json:",omitempty"`
 	SavedAt      int64         // handoff.Monotonic, in ns; 0: not known
 	BeatIn       int64         // ns until the next heartbeat; 0: not known
@@ -305,6 +306,7 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 		}
 	}
 	l.saveRest(s)
+	s.escapeNames()
 	return s, nil
 }
 

@@ -293,11 +293,14 @@ func TestRemovedSlotKeepsItsCounters(t *testing.T) {
 
 func TestLabelsThatAreNoUTF8(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{
-		Listeners: []Listener{{Name: "unix:/\xff\n\""}},
+		Listeners: []Listener{{Name: "unix:/\xff\n\""}, {Name: "unix:/\xfe\n\""}},
 		Workers:   []Worker{{State: "\xfe", Exits: Counts{"\xff": 1}}},
 	})})
-	if _, ok := samples(t, e.Gatherer())[`rrd_connections_queued{listener="unix:/�\n\""}`]; !ok {
-		t.Error("the listener's series is missing")
+	got := samples(t, e.Gatherer())
+	for _, name := range []string{`unix:/\\xff\n\"`, `unix:/\\xfe\n\"`} {
+		if _, ok := got[`rrd_connections_queued{listener="`+name+`"}`]; !ok {
+			t.Errorf("the series of %s is missing", name)
+		}
 	}
 }
 

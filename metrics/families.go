@@ -1,9 +1,11 @@
 package metrics
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -71,15 +73,32 @@ var (
 	descBackoff        = desc("worker_respawn_backoff_seconds", "Pause before the next start of a slot, 0 when there is none.", "worker")
 )
 
-// emitter sends constant metrics. Label values come from command lines and may
-// be no UTF-8, which would be an invalid metric.
+// emitter sends constant metrics. A label that is not UTF-8 would be an invalid metric, and
+// two that become the same would end the scrape: so bytes are escaped, not replaced.
 type emitter struct{ ch chan<- prometheus.Metric }
 
 func (e emitter) send(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) {
 	for i, l := range labels {
-		labels[i] = strings.ToValidUTF8(l, "\uFFFD")
+		labels[i] = validLabel(l)
 	}
 	e.ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
+}
+
+func validLabel(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		} else {
+			b.WriteString(s[i : i+n])
+		}
+		i += n
+	}
+	return b.String()
 }
 
 func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {

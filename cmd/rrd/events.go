@@ -57,29 +57,58 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			Opened: func(i dispatcher.ListenerInfo) { m.logListener("listener.open", i) },
 			Closed: func(i dispatcher.ListenerInfo) { m.logListener("listener.close", i) },
 			Dropped: func(name string, why dispatcher.DropReason, n uint64) {
-				m.log.Warn().Str("event", "connection.dropped").Str("listener", name).Str("reason", why.String()).
+				if !m.flood.passes("connection.dropped", allSlots) {
+					return
+				}
+				m.log.Warn().Str("event", "connection.dropped").Str("listener", dispatcher.Printable(name)).Str("reason", why.String()).
 					Uint64("connections", n).Msg("connections dropped")
 			},
 			Waiting: func(name string, n int, why string) {
-				m.log.Warn().Str("event", "connection.waiting").Str("listener", name).Int("queue", n).Str("reason", why).
+				if !m.flood.passes("connection.waiting", allSlots) {
+					return
+				}
+				m.log.Warn().Str("event", "connection.waiting").Str("listener", dispatcher.Printable(name)).Int("queue", n).Str("reason", why).
 					Msg("connections wait for a worker")
 			},
 			AcceptPaused: func(name string, err error, pause time.Duration) {
-				m.log.Error().Str("event", "accept.paused").Str("listener", name).Err(err).
+				m.log.Error().Str("event", "accept.paused").Str("listener", dispatcher.Printable(name)).Err(err).
 					Float64("duration_s", pause.Seconds()).Msg("accepting pauses")
 			},
 			Refused: func(id uint64, network, address string, err error) {
-				m.ofWorker(m.log.Error().Str("event", "listener.refused"), id).Str("network", network).
-					Str("address", address).Err(err).Msg("a worker did not get the listener that it asked for")
+				if !m.flood.passes("listener.refused", m.slotOf(id)) {
+					return
+				}
+				m.ofWorker(m.log.Error().Str("event", "listener.refused"), id).Str("network", dispatcher.Printable(network)).
+					Str("address", dispatcher.Printable(address)).Err(err).Msg("a worker did not get the listener that it asked for")
 			},
 			HelperWanted:  m.helpers.want,
 			HelperUseless: m.helpers.useless,
 			Ignored: func(i dispatcher.ListenerInfo) {
-				m.log.Error().Str("event", "listener.ignored").Str("listener", i.Name).Str("address", i.Address).
+				if !m.flood.passes("listener.ignored", allSlots) {
+					return
+				}
+				m.log.Error().Str("event", "listener.ignored").Str("listener", dispatcher.Printable(i.Name)).Str("address", dispatcher.Printable(i.Address)).
 					Msg("clients wait and no worker accepts them: does the program use the listeners of LISTEN_FDS?")
 			},
 		},
 	}
+}
+
+// slotOf is the slot of a worker, or allSlots if it is not known.
+func (m *master) slotOf(id uint64) int {
+	if slot, ok := m.slots.Load(id); ok {
+		return slot.(int)
+	}
+	return allSlots
+}
+
+// leftOut tells of records that a floodgate has left out.
+func (m *master) leftOut(f flood, records int) {
+	e := m.log.Warn().Str("event", "log.left_out").Str("of", f.event).Int("records", records)
+	if f.slot != allSlots {
+		e = e.Int("worker", f.slot)
+	}
+	e.Msg("records of one kind came too fast and were left out")
 }
 
 // ofWorker adds to a line which worker it is about.
@@ -99,7 +128,10 @@ func orForever(d time.Duration) time.Duration {
 }
 
 func (m *master) logListener(event string, i dispatcher.ListenerInfo) {
-	m.log.Info().Str("event", event).Str("listener", i.Name).Str("network", i.Network).Str("address", i.Address).
+	if i.Asked && !m.flood.passes(event, allSlots) {
+		return
+	}
+	m.log.Info().Str("event", event).Str("listener", dispatcher.Printable(i.Name)).Str("network", i.Network).Str("address", dispatcher.Printable(i.Address)).
 		Bool("asked", i.Asked).Bool("shared", i.Shared).Msg("listener")
 }
 
@@ -365,10 +397,14 @@ func (m *master) workerHealth(id uint64, ok bool) {
 		delete(m.failing, id)
 	}
 	if ok {
-		m.ofWorker(m.log.Info().Str("event", "worker.healthy"), id).Msg("the worker's own health check passes again")
+		if m.flood.passes("worker.healthy", m.slotOf(id)) {
+			m.ofWorker(m.log.Info().Str("event", "worker.healthy"), id).Msg("the worker's own health check passes again")
+		}
 		return
 	}
-	m.ofWorker(m.log.Warn().Str("event", "worker.unhealthy"), id).Msg("the worker's own health check fails: it gets nothing new")
+	if m.flood.passes("worker.unhealthy", m.slotOf(id)) {
+		m.ofWorker(m.log.Warn().Str("event", "worker.unhealthy"), id).Msg("the worker's own health check fails: it gets nothing new")
+	}
 	if after := m.current().UnhealthyAfter; after != off {
 		m.failing[id] = time.AfterFunc(after, func() {
 			m.pool.Retire(id, "its own health check has failed for "+after.String())

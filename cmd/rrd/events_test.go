@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 
@@ -115,6 +116,17 @@ func TestMaxAsked(t *testing.T) {
 		if n := c.maxAsked(limit); n != want {
 			t.Errorf("limit %d: %d, want %d", limit, n, want)
 		}
+	}
+}
+
+// Two paths that differ in bytes that are not UTF-8 are two listeners in metrics and status.
+func TestNamesStayDifferent(t *testing.T) {
+	of := func(path string) metrics.Listener {
+		return listenerCounts(&dispatcher.ListenerStats{ListenerInfo: dispatcher.ListenerInfo{Name: path, Address: path}})
+	}
+	a, b := of("/run/\xff.sock"), of("/run/\xfe.sock")
+	if a.Name == b.Name || a.Address != `/run/\xff.sock` || !utf8.ValidString(a.Name+b.Name) {
+		t.Errorf("%q and %q", a.Name, b.Name)
 	}
 }
 

@@ -39,6 +39,7 @@ type master struct {
 	logs    *metrics.LogCounter
 	stdout  io.Writer
 	started time.Time
+	flood   *floodgate
 	// accepted is how many bytes stdout and stderr have taken.
 	accepted func() uint64
 
@@ -127,6 +128,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		failing:  make(map[uint64]*time.Timer),
 		reloads:  reloads{wanted: newWish(), lastOK: time.Now()},
 	}
+	m.flood = newFloodgate(m.leftOut)
 	m.live.Store(c)
 	m.notify = systemd(m.log)
 	m.hooks = newHookRunner(m.log, environ)
@@ -299,6 +301,7 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 	}
 	m.noteLentPorts(context.Background())
 	m.closeDispatcher() // here, for what it still drops is to be told before the last record
+	m.flood.close()
 	if err == nil {
 		if err = keptPorts(m.lent); err != nil {
 			code = exitFailure

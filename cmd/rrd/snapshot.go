@@ -79,7 +79,7 @@ func histogram(h *dispatcher.Histogram) metrics.Histogram {
 
 func listenerCounts(ln *dispatcher.ListenerStats) metrics.Listener {
 	out := metrics.Listener{
-		Name: ln.Name, Network: ln.Network, Address: ln.Address, Shared: ln.Shared,
+		Name: dispatcher.Printable(ln.Name), Network: ln.Network, Address: dispatcher.Printable(ln.Address), Shared: ln.Shared,
 		Accepted: ln.Accepted, Acked: ln.Acked, Rescued: ln.Rescued,
 		Dropped: counts(ln.Dropped[:], dispatcher.DropReason.String),
 		Queued:  ln.Queued, InFlight: ln.InFlight,
