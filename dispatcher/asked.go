@@ -319,10 +319,17 @@ func (l *loop) bind(a *askedListener, k *link) {
 	go d.bindAsked(a.key, network, address, o, rights, k, l.closes) // Close waits for it
 }
 
-// bindAsked binds for the loop. k is only passed on.
+// bindAsked binds for the loop. Of k it reads the slot, which never changes.
 func (d *Dispatcher) bindAsked(key, network, address string, o bindOptions, r *Rights, k *link, closes uint64) {
 	defer d.helpers.Done()
-	s, err := bindWithRights(network, address, o, r)
+	bind := func() (*socket, error) { return bindWithRights(network, address, o, r) }
+	var s *socket
+	var err error
+	if network == "unix" {
+		s, err = d.gates.bindInTime(k.slot, bindLimit, bind)
+	} else {
+		s, err = bind()
+	}
 	if errors.Is(err, syscall.EADDRINUSE) && isTCP(network) {
 		// Its predecessor may have an address that overlaps.
 		var leaving leaver

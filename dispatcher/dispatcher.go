@@ -31,6 +31,7 @@ type Dispatcher struct {
 	events    eventQueue
 	delivered chan struct{} // deliver has returned
 	helpers   sync.WaitGroup
+	gates     bindGates
 	lingering lingering
 }
 

@@ -41,6 +41,7 @@ type listener struct {
 	closeBy   int64 // handshakes are waited for until then
 	checkAt   int64 // when to look at them again
 	looking   bool  // a look is under way
+	unlinking int   // files that are being removed
 	shaking   bool  // the last look found some, or there was none yet
 	filtering bool  // a helper turns new clients away
 	unwanted  bool  // CloseListener closes it
@@ -187,8 +188,12 @@ func (l *loop) startClosing(ln *listener) {
 			ln.filtering = ln.shared && aside.MaxHelpers > 0
 			l.refuseNew(ln, s, func() { ln.shaking, ln.filtering = true, false })
 		case s.network == "unix":
-			s.file.remove()
-			s.file = nil
+			if f := s.file; f != nil {
+				s.file = nil
+				ln.unlinking++
+				l.d.helpers.Add(1)
+				go l.d.unlink(ln, f) // Close waits for it
+			}
 			if !ln.shared {
 				// New clients are refused, queued ones can still be accepted.
 				// A shared one stays as it is: its workers' Accept would fail.
@@ -214,6 +219,9 @@ func (l *loop) closeListeners() {
 // finishClosing reports whether nobody is left in the listener's queues.
 func (l *loop) finishClosing(ln *listener) bool {
 	ln.checkAt = l.now + closeCheck
+	if ln.unlinking > 0 && l.now < ln.closeBy {
+		return false // the next to bind there is to find no file
+	}
 	if ln.shaking && l.now < ln.closeBy {
 		l.look(ln)
 		return false

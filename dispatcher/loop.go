@@ -369,6 +369,7 @@ func (l *loop) finish() {
 		}
 		_ = k.ch.Close()
 	}
+	l.removeFiles()
 	for _, ln := range l.listeners {
 		if ln == nil {
 			continue

@@ -36,7 +36,9 @@ func (s *socket) tcp() bool    { return strings.HasPrefix(s.network, "tcp") }
 // close closes a socket that no worker has, and removes its file if that is still
 // ours.
 func (s *socket) close() error {
-	s.file.remove()
+	if s.file != nil {
+		inTime(unlinkLimit, s.file.remove)
+	}
 	if s.kept {
 		_ = aside.DetachFilterInline(s.fd) // a process that holds it may listen on
 	}
