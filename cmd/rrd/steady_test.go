@@ -45,6 +45,7 @@ func sharedPipe(t *testing.T, nonblock bool) (r *os.File, w *os.File) {
 func TestRecordsWaitForANonblockingPipe(t *testing.T) {
 	for _, nonblock := range []bool{true, false} {
 		r, w := sharedPipe(t, nonblock)
+		_ = r.SetReadDeadline(time.Now().Add(30 * time.Second))
 		s := newLogSink(newSteadyWriter(w), func(lines int64) { t.Errorf("nonblock %v: %d lost", nonblock, lines) })
 		const n = 3000
 		for i := range n {
