@@ -10,7 +10,8 @@
 // Dispatcher are requests to it; hooks are called for it by another goroutine,
 // so nothing that a hook does can hold it up. What might wait (binding, counting
 // handshakes, closing a socket that lingers) runs elsewhere and comes back as a
-// request.
+// request. A call that may wait for a lock of a worker's is made by a helper process
+// (package aside), and its answer is an event of the poller.
 //
 // # Who owns a connection
 //
