@@ -57,8 +57,7 @@ func (l *loop) touched(k *link, seq uint64) {
 // rescue asks the kernel about each copy of a dead worker's. What was left untouched
 // comes back, and the copies of the rest are closed.
 func (l *loop) rescue(k *link) {
-	next := connID(none)
-	for c := l.kept.head; c != none; c = next {
+	for c, next := l.kept.head, connID(0); c != none; c = next {
 		next = l.socks[c].next
 		switch e := &l.table.conns[c]; {
 		case e.worker != k.idx:

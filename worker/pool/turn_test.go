@@ -14,8 +14,7 @@ import (
 func crashing(t *testing.T, size int, c Config) *world {
 	t.Helper()
 	w := serving(t, size, c)
-	var crash func()
-	crash = func() {
+	crash := func() {
 		for _, f := range w.all() {
 			f.exit(exitStatus{code: 1})
 		}
