@@ -22,7 +22,8 @@ func (l *loop) acceptFrom(ln *listener) (more bool) {
 		if !ln.watching {
 			return true
 		}
-		return l.acceptSome(ln, ln.sock.fd)
+		more := l.acceptLeaving(ln)
+		return l.acceptSome(ln, ln.sock.fd) || more
 	}
 	for _, s := range ln.bySlot {
 		switch {
@@ -50,6 +51,9 @@ func (l *loop) acceptSome(ln *listener, from handoff.FD) (more bool) {
 		if errno != 0 {
 			if errno == syscall.EAGAIN || errno == syscall.EINVAL && ln.closing {
 				return false // EINVAL: a unix listener that was shut down, and is empty
+			}
+			if errno == syscall.EINVAL && ln.sock != nil && from != ln.sock.fd {
+				return false // as EAGAIN: it is one of those that leave
 			}
 			if errno == syscall.EINVAL && ln.sock != nil {
 				ln.stats.AcceptErrors[AcceptOther]++

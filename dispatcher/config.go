@@ -126,6 +126,11 @@ type Hooks struct {
 	HelperUseless func(pid int)
 	// Ignored: clients wait in a shared listener's queue and nobody accepts them.
 	Ignored func(ListenerInfo)
+	// Rearmed: clients could not connect to a listener that was open, and can again. At
+	// most once a second for each listener.
+	Rearmed func(Rearm)
+	// Unreachable: no client can connect to a listener, and rrd cannot help that.
+	Unreachable func(ListenerInfo, error)
 }
 
 // ListenerInfo tells which listener is meant.

@@ -36,6 +36,9 @@ func (l *loop) nextDeadline() int64 {
 	if at := l.ticketsDue(); at != 0 {
 		sooner(at)
 	}
+	if l.files.at != 0 && !l.files.looking {
+		sooner(l.files.at)
+	}
 	for _, k := range l.healths {
 		sooner(k.healthAt)
 	}
@@ -136,6 +139,9 @@ func (l *loop) deadlines() {
 	}
 	if l.giveUpAt != 0 && l.giveUpAt <= l.now {
 		l.giveUpBinds()
+	}
+	if l.files.at != 0 && l.files.at <= l.now {
+		l.lookAtFiles()
 	}
 	if l.acceptAt != 0 && l.acceptAt <= l.now {
 		l.acceptAt = 0

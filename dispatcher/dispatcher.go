@@ -32,6 +32,7 @@ type Dispatcher struct {
 	delivered chan struct{} // deliver has returned
 	helpers   sync.WaitGroup
 	gates     bindGates
+	fileEvery time.Duration // fileEvery, but in a test
 	lingering lingering
 }
 
@@ -47,7 +48,7 @@ func New(cfg Config) (*Dispatcher, error) {
 }
 
 func newDispatcher(cfg Config, p *poller) *Dispatcher {
-	d := &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
+	d := &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{}), fileEvery: fileEvery}
 	d.events.ready = make(chan struct{}, 1)
 	return d
 }

@@ -28,6 +28,7 @@ func (l *loop) lookForIgnored() {
 		if ln == nil || !ln.shared || ln.closing {
 			continue
 		}
+		l.tellRearmed(ln)
 		n, queue := &ln.neglect, l.queueLength(ln)
 		if queue == 0 {
 			n.told = false

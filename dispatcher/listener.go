@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"net"
 	"os"
 	"slices"
@@ -33,10 +34,15 @@ type listener struct {
 	network  string
 	addr     string
 	watching bool
+	leaving  []*socket // rr: replaced, and with clients in their queues
+
+	neglect neglect
+	rearms  rearms
+	// unreachable is why no client can connect, "" if they can.
+	unreachable string
 
 	cover     *listener // whose workers take the connections, too; see overlap.go
 	stopped   bool      // StopListener: new clients are turned away
-	neglect   neglect
 	closing   bool
 	closeBy   int64 // handshakes are waited for until then
 	checkAt   int64 // when to look at them again
@@ -106,6 +112,9 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 	}
 	l.listeners[ln.id] = ln
 	l.byWire[ln.wire] = ln
+	if s.file != nil && l.files.at == 0 {
+		l.files.at = l.now + int64(l.d.fileEvery)
+	}
 	if n := ln.stats; !n.Open || n.Shared || !ln.shared {
 		// One name for TCP and UDP, whose workers asked for the same address, is
 		// described by what the counts are of.
@@ -140,6 +149,9 @@ func (l *loop) watch(ln *listener) {
 	if err := l.poll.set(ln.sock.fd.Num(), ln.token, want, false); err != nil {
 		l.fatal("poll listener", err)
 		return
+	}
+	for _, s := range ln.leaving {
+		_ = l.poll.set(s.fd.Num(), ln.token, want, false)
 	}
 	ln.watching = want
 }
@@ -287,6 +299,9 @@ func (l *loop) closed(ln *listener) {
 	if ln.sock != nil && !ln.shared {
 		_ = l.poll.remove(ln.sock.fd.Num())
 	}
+	for _, s := range ln.leaving {
+		_ = l.poll.remove(s.fd.Num())
+	}
 	for _, s := range ln.bySlot {
 		l.giveBack(ln, s)
 	}
@@ -353,10 +368,10 @@ func (ln *listener) sockets() []*socket {
 }
 
 func (l *loop) closeSockets(ln *listener) {
-	for _, s := range ln.sockets() {
+	for _, s := range append(ln.sockets(), ln.leaving...) {
 		l.closeSocket(ln, s)
 	}
-	ln.sock, ln.bySlot = nil, nil
+	ln.sock, ln.bySlot, ln.leaving = nil, nil, nil
 }
 
 // addLive adds what is not counted but is so now.
@@ -364,6 +379,7 @@ func (ln *listener) addLive(l *loop, s *ListenerStats) {
 	t := &l.table.listeners[ln.id]
 	s.Queued += t.waiting.len
 	s.InFlight += t.flying
+	s.Unreachable = cmp.Or(ln.unreachable, s.Unreachable)
 	s.Paused = s.Paused || ln.accepts() && (l.acceptAt != 0 || l.queueFull)
 	for _, k := range ln.sockets() {
 		if !k.tcp() {

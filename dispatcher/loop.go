@@ -26,6 +26,7 @@ type loop struct {
 	keptLen   int
 	beatAt    int64
 	tickets   ticketKeys
+	files     files
 	ignoredAt int64   // when to look for ignored listeners; 0: there is no shared one
 	links     []*link // by workerIdx
 	byID      map[uint64]*link

@@ -191,6 +191,9 @@ func (l *loop) restoreListeners(s *State) error {
 		case ln.shared:
 			l.ignoredAt = l.now + ignoredEvery
 		}
+		if ln.sock != nil && ln.sock.file != nil {
+			l.files.at = l.now + int64(l.d.fileEvery)
+		}
 		if err := l.pollListener(ln); err != nil {
 			return fmt.Errorf("listener %q: %w", in.Name, err)
 		}
@@ -216,7 +219,7 @@ func restoreSocket(k *savedSocket) *socket {
 		s.kernel.QueueFacts, s.kernel.known = *k.Queue, true
 	}
 	if k.Path != "" {
-		s.file = &socketFile{path: k.Path, dev: k.Dev, ino: k.Ino, rights: k.Rights}
+		s.file = &socketFile{path: k.Path, dev: k.Dev, ino: k.Ino, rights: k.Rights, foreign: k.Foreign}
 	}
 	return s
 }

@@ -50,11 +50,12 @@ type socketFile struct {
 	path     string
 	dev, ino uint64
 	rights   *Rights // with which it was made and is to be removed
+	foreign  bool    // of an inherited socket: another process removes it
 }
 
 // remove unlinks the file unless another has taken its place.
 func (f *socketFile) remove() {
-	if f == nil {
+	if f == nil || f.foreign {
 		return
 	}
 	_ = withRights(f.rights, func() {
@@ -373,6 +374,9 @@ func (s *socket) inspect() error {
 		return errors.New("a socket of a kind that is not served: want a listening stream or a UDP socket")
 	case isUnix:
 		s.network = "unix"
+		if err := s.findFile(s.addr); err == nil && s.file != nil {
+			s.file.foreign = true
+		}
 	default:
 		s.network = "tcp"
 	}

@@ -114,6 +114,7 @@ type savedSocket struct {
 	Path     string // of the file to be removed with it
 	Dev, Ino uint64
 	Rights   *Rights
+	Foreign  bool
 	Kept     bool
 	Queue    *aside.QueueFacts `json:",omitempty"` // of a shared one, as asked last
 	Slot     int               // reuseport
@@ -263,6 +264,14 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	case l.closing > 0:
 		return nil, fmt.Errorf("a listener is being closed: %w", ErrBusy)
 	}
+	for _, ln := range l.listeners {
+		if ln != nil && len(ln.leaving) > 0 {
+			return nil, fmt.Errorf("the socket of %s was replaced, and its queue is not empty: %w", ln.conf.Name, ErrBusy)
+		}
+		if ln != nil && ln.rearms.Times > 0 {
+			return nil, fmt.Errorf("that the socket of %s was replaced is still to be told: %w", ln.conf.Name, ErrBusy)
+		}
+	}
 	for _, a := range l.asked {
 		if a.ln == nil || len(a.waiting) > 0 || a.closing {
 			return nil, fmt.Errorf("%s %s is being bound: %w", a.network, a.address, ErrBusy)
@@ -387,7 +396,7 @@ func (l *loop) saveListener(ln *listener) savedListener {
 func saveSocket(s *socket) savedSocket {
 	out := savedSocket{FD: s.fd, Network: s.network, Addr: s.addr, Kept: s.kept}
 	if f := s.file; f != nil {
-		out.Path, out.Dev, out.Ino, out.Rights = f.path, f.dev, f.ino, f.rights
+		out.Path, out.Dev, out.Ino, out.Rights, out.Foreign = f.path, f.dev, f.ino, f.rights, f.foreign
 	}
 	if s.kernel.known {
 		out.Queue = &s.kernel.QueueFacts

@@ -132,6 +132,10 @@ type ListenerStats struct {
 	KernelQueue, KernelLimit uint32 // of the listening TCP sockets, summed
 	KernelKnown              bool
 	KernelDrops              uint64 // of all sockets that it has had
+	// Rearmed is how often clients could not connect although it was open, and can again.
+	Rearmed uint64
+	// Unreachable is why no client can connect now; "" if they can.
+	Unreachable string
 }
 
 // Lawful reports whether the law holds, and what is missing if not.

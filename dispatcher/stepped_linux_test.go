@@ -58,8 +58,7 @@ func newStepped(t testing.TB, cfg Config) *stepped {
 	s := &stepped{TB: t}
 	s.newHelper = s.startHelper
 	cfg.Hooks = s.hooks()
-	s.d = &Dispatcher{cfg: cfg.withDefaults(), poll: p, ended: make(chan struct{}), delivered: make(chan struct{})}
-	s.d.events.ready = make(chan struct{}, 1)
+	s.d = newDispatcher(cfg, p)
 	s.d.lingering.start()
 	s.l = newLoop(s.d)
 	s.l.beatAt = math.MaxInt64 // no heartbeat: a test of it sets this
@@ -140,6 +139,10 @@ func (s *stepped) hooks() Hooks {
 		},
 		TicketsRotated: func(serial uint64, n int) { s.tell("rotated %d %d", serial, n) },
 		Ignored:        func(i ListenerInfo) { s.tell("ignored %s", i.Name) },
+		Rearmed: func(r Rearm) {
+			s.tell("rearmed %s %d times, replaced=%v: %s", r.Listener.Name, r.Times, r.Replaced, r.Why)
+		},
+		Unreachable: func(i ListenerInfo, err error) { s.tell("unreachable %s: %v", i.Name, err) },
 	}
 }
 

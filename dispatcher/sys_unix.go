@@ -67,3 +67,18 @@ func (s *socket) findFile(path string) error {
 	s.file = &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino} //nolint:unconvert // Dev is int32 on darwin
 	return nil
 }
+
+// state returns errFileRemoved, errFileReplaced, or nil: the file is there, or that
+// could not be found out.
+func (f *socketFile) state() (err error) {
+	_ = withRights(f.rights, func() {
+		var st unix.Stat_t
+		switch e := unix.Lstat(f.path, &st); {
+		case e == unix.ENOENT || e == unix.ENOTDIR:
+			err = errFileRemoved
+		case e == nil && (uint64(st.Dev) != f.dev || st.Ino != f.ino): //nolint:unconvert // Dev is int32 on darwin
+			err = errFileReplaced
+		}
+	})
+	return err
+}

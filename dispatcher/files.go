@@ -1,0 +1,169 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Files of unix sockets. A client finds a socket by its file, and a process that may
+// write in the directory can remove that file. The socket then looks open, and no
+// client can connect. So the files are looked at again and again, off the loop: a
+// file system may hang.
+
+const fileEvery = 2 * time.Second
+
+var (
+	errFileRemoved  = errors.New("its file was removed")
+	errFileReplaced = errors.New("another file has taken the place of its file")
+)
+
+// files is when to look at the files, and who waits for that. The loop owns it.
+type files struct {
+	at      int64 // of the next look; 0: no listener has a file
+	looking bool
+	waiting []chan<- fileReport // for the result of the next look
+}
+
+// fileReport is the result of one look at all files.
+type fileReport struct {
+	again []ListenerInfo // made again
+	err   error          // joined, of those that could not be made again
+}
+
+// fileLook is one file to look at.
+type fileLook struct {
+	wire        uint32
+	name        string
+	file        socketFile
+	address     string
+	options     bindOptions
+	unreachable bool // by the last look
+}
+
+// CheckFiles looks at the files of all unix listeners now and makes those again that
+// were removed. It returns the listeners that were made again, and an error for those
+// that could not be. A socket of another process is left alone.
+func (d *Dispatcher) CheckFiles(ctx context.Context) ([]ListenerInfo, error) {
+	doneC := make(chan fileReport, 1)
+	if err := d.do(ctx, func(l *loop) {
+		l.files.waiting = append(l.files.waiting, doneC)
+		l.lookAtFiles()
+	}); err != nil {
+		return nil, fmt.Errorf("check socket files: %w", err)
+	}
+	select {
+	case r := <-doneC:
+		return r.again, r.err
+	case <-d.ended:
+		return nil, fmt.Errorf("check socket files: %w", ErrClosed)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("check socket files: %w", ctx.Err())
+	}
+}
+
+// lookAtFiles starts a look. While one is under way the next waits for its end.
+func (l *loop) lookAtFiles() {
+	if l.files.looking {
+		return
+	}
+	l.files.looking = true
+	waiting := l.files.waiting
+	l.files.waiting = nil
+	l.d.helpers.Add(1)
+	go l.d.lookAtFiles(l.fileLooks(), waiting) // Close waits for it
+}
+
+func (l *loop) fileLooks() (looks []fileLook) {
+	for _, ln := range l.listeners {
+		if ln == nil || ln.closing || ln.sock == nil || ln.sock.file == nil {
+			continue
+		}
+		k := fileLook{wire: ln.wire, name: ln.conf.Name, file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable != ""}
+		if a := ln.asked; a != nil {
+			k.options = bindOptions{backlog: a.backlog, addMode: a.mode, uid: -1, gid: -1}
+		} else {
+			c := &ln.conf
+			k.options = bindOptions{replaceStale: true, backlog: c.Backlog, mode: c.Mode, uid: c.UID, gid: c.GID}
+		}
+		looks = append(looks, k)
+	}
+	return looks
+}
+
+// lookAtFiles is one look.
+func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- fileReport) {
+	defer d.helpers.Done()
+	var r fileReport
+	var errs []error
+	for i := range looks {
+		info, err := d.lookAtFile(&looks[i])
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("listener %s: %w", looks[i].name, err))
+		case info != nil:
+			r.again = append(r.again, *info)
+		}
+	}
+	r.err = errors.Join(errs...)
+	for _, c := range waiting {
+		c <- r // has room
+	}
+	d.post(func(l *loop) { // false: closing
+		l.files.looking = false
+		l.files.at = 0
+		if len(l.fileLooks()) > 0 {
+			l.files.at = l.now + int64(l.d.fileEvery)
+		}
+		if len(l.files.waiting) > 0 {
+			l.lookAtFiles()
+		}
+	})
+}
+
+// lookAtFile returns the listener if its file was made again.
+func (d *Dispatcher) lookAtFile(k *fileLook) (info *ListenerInfo, err error) {
+	why := k.file.state()
+	if why == nil {
+		if k.unreachable {
+			d.post(func(l *loop) { l.reachable(l.withFile(k)) })
+		}
+		return nil, nil
+	}
+	if k.file.foreign {
+		err = fmt.Errorf("%w (%s): restart the service that has opened it, such as its socket unit", why, k.file.path)
+		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
+		return nil, err
+	}
+	s, err := bindWithRights("unix", k.address, k.options, k.file.rights)
+	if err != nil {
+		err = fmt.Errorf("%w, and it cannot be made again: %w", why, err)
+		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
+		return nil, err
+	}
+	took := false
+	if d.do(context.Background(), func(l *loop) {
+		ln := l.withFile(k)
+		if ln == nil || l.draining {
+			return
+		}
+		if err = l.replaceSocket(ln, s, why); err == nil {
+			took = true
+			i := ln.info()
+			info = &i
+		}
+	}) != nil || !took {
+		_ = s.close()
+	}
+	return info, err
+}
+
+// withFile returns the listener that still has the file that was looked at, or nil.
+func (l *loop) withFile(k *fileLook) *listener {
+	ln := l.byWire[k.wire]
+	if ln == nil || ln.closing || ln.sock == nil || ln.sock.file == nil || *ln.sock.file != k.file {
+		return nil
+	}
+	return ln
+}

@@ -1,0 +1,115 @@
+package dispatcher
+
+import "time"
+
+// A listener that no client can connect to any more, although rrd has not closed it:
+// a worker has shut down the shared socket, or the file of a unix socket was removed.
+
+// rearmEvery is how often Hooks.Rearmed is called for one listener at the most.
+const rearmEvery = int64(time.Second)
+
+// Rearm tells that clients can connect to a listener again.
+type Rearm struct {
+	Listener ListenerInfo
+	// Why they could not, the last time.
+	Why string
+	// Times is how often that has happened since the last call.
+	Times int
+	// Replaced is set if it has a new socket. Workers that share the old one serve
+	// nobody with it: they must be replaced.
+	Replaced bool
+}
+
+// rearms are those of a listener that were not told yet.
+type rearms struct {
+	Rearm
+	toldAt int64 // when the last ones were; 0: never
+}
+
+// rearmed notes that clients can connect again.
+func (l *loop) rearmed(ln *listener, why error, replaced bool) {
+	ln.stats.Rearmed++
+	ln.rearms.Times++
+	ln.rearms.Why = why.Error()
+	ln.rearms.Replaced = ln.rearms.Replaced || replaced && ln.shared
+	l.reachable(ln)
+	l.tellRearmed(ln)
+}
+
+// tellRearmed calls the hook if there is something to tell and the last call is long
+// enough ago. The next look at the shared listeners tries again.
+func (l *loop) tellRearmed(ln *listener) {
+	r := &ln.rearms
+	if r.Times == 0 || r.toldAt != 0 && l.now-r.toldAt < rearmEvery {
+		return
+	}
+	told := r.Rearm
+	told.Listener = ln.info()
+	*r = rearms{toldAt: max(l.now, 1)}
+	if hook := l.cfg.Hooks.Rearmed; hook != nil {
+		l.event(func() { hook(told) })
+	}
+}
+
+// setUnreachable notes that no client can connect to ln, and why. A nil ln is ignored,
+// here and below.
+func (l *loop) setUnreachable(ln *listener, err error) {
+	if ln == nil || ln.unreachable == err.Error() {
+		return
+	}
+	ln.unreachable = err.Error()
+	if hook := l.cfg.Hooks.Unreachable; hook != nil {
+		info := ln.info()
+		l.event(func() { hook(info, err) })
+	}
+}
+
+// reachable notes that clients can connect to ln.
+func (l *loop) reachable(ln *listener) {
+	if ln != nil {
+		ln.unreachable = ""
+	}
+}
+
+// replaceSocket has ln go on with s, of the same address, and takes s if there is no
+// error. Of the old socket the loop accepts what is queued. If workers share it, they
+// do, until they are replaced.
+func (l *loop) replaceSocket(ln *listener, s *socket, why error) error {
+	old := ln.sock
+	if ln.shared {
+		if ln.waits {
+			if err := waitInAccept(s.fd); err != nil {
+				return err
+			}
+		}
+	} else if err := l.poll.add(s.fd.Num(), ln.token, ln.watching, false); err != nil {
+		return err
+	}
+	old.file = nil // it is of s, or of another process
+	ln.sock = s
+	if ln.shared {
+		l.closeSocket(ln, old)
+	} else {
+		ln.leaving = append(ln.leaving, old)
+		l.ready = append(l.ready, ln)
+	}
+	l.rearmed(ln, why, true)
+	return nil
+}
+
+// acceptLeaving empties and closes the sockets that ln had before. It reports whether
+// there may be more.
+func (l *loop) acceptLeaving(ln *listener) (more bool) {
+	left := ln.leaving[:0]
+	for _, s := range ln.leaving {
+		if l.acceptSome(ln, s.fd) && isReadable(s.fd) {
+			left, more = append(left, s), true
+			continue
+		}
+		_ = l.poll.remove(s.fd.Num())
+		l.closeSocket(ln, s)
+	}
+	clear(ln.leaving[len(left):])
+	ln.leaving = left
+	return more
+}
