@@ -23,19 +23,20 @@ var (
 type files struct {
 	at      int64 // of the next look; 0: no listener has a file
 	looking bool
-	waiting []chan<- fileReport // for the result of the next look
+	waiting []chan<- []FileCheck // for the result of the next look
 }
 
-// fileReport is the result of one look at all files.
-type fileReport struct {
-	again []ListenerInfo // made again
-	err   error          // joined, of those that could not be made again
+// FileCheck is a file that was not there.
+type FileCheck struct {
+	Listener ListenerInfo
+	// Err is why it could not be made again; nil: it was.
+	Err error
 }
 
 // fileLook is one file to look at.
 type fileLook struct {
 	wire        uint32
-	name        string
+	info        ListenerInfo
 	file        socketFile
 	address     string
 	options     bindOptions
@@ -43,10 +44,10 @@ type fileLook struct {
 }
 
 // CheckFiles looks at the files of all unix listeners now and makes those again that
-// were removed. It returns the listeners that were made again, and an error for those
-// that could not be. A socket of another process is left alone.
-func (d *Dispatcher) CheckFiles(ctx context.Context) ([]ListenerInfo, error) {
-	doneC := make(chan fileReport, 1)
+// were removed. It returns the files that were not there. A socket of another process is
+// left alone.
+func (d *Dispatcher) CheckFiles(ctx context.Context) ([]FileCheck, error) {
+	doneC := make(chan []FileCheck, 1)
 	if err := d.do(ctx, func(l *loop) {
 		l.files.waiting = append(l.files.waiting, doneC)
 		l.lookAtFiles()
@@ -55,7 +56,7 @@ func (d *Dispatcher) CheckFiles(ctx context.Context) ([]ListenerInfo, error) {
 	}
 	select {
 	case r := <-doneC:
-		return r.again, r.err
+		return r, nil
 	case <-d.ended:
 		return nil, fmt.Errorf("check socket files: %w", ErrClosed)
 	case <-ctx.Done():
@@ -80,7 +81,7 @@ func (l *loop) fileLooks() (looks []fileLook) {
 		if ln == nil || ln.closing || ln.sock == nil || ln.sock.file == nil {
 			continue
 		}
-		k := fileLook{wire: ln.wire, name: ln.conf.Name, file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable != ""}
+		k := fileLook{wire: ln.wire, info: ln.info(), file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable != ""}
 		if a := ln.asked; a != nil {
 			k.options = bindOptions{backlog: a.backlog, addMode: a.mode, uid: -1, gid: -1}
 		} else {
@@ -93,20 +94,14 @@ func (l *loop) fileLooks() (looks []fileLook) {
 }
 
 // lookAtFiles is one look.
-func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- fileReport) {
+func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- []FileCheck) {
 	defer d.helpers.Done()
-	var r fileReport
-	var errs []error
+	var r []FileCheck
 	for i := range looks {
-		info, err := d.lookAtFile(&looks[i])
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("listener %s: %w", looks[i].name, err))
-		case info != nil:
-			r.again = append(r.again, *info)
+		if again, err := d.lookAtFile(&looks[i]); again || err != nil {
+			r = append(r, FileCheck{looks[i].info, err})
 		}
 	}
-	r.err = errors.Join(errs...)
 	for _, c := range waiting {
 		c <- r // has room
 	}
@@ -122,41 +117,37 @@ func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- fileReport) 
 	})
 }
 
-// lookAtFile returns the listener if its file was made again.
-func (d *Dispatcher) lookAtFile(k *fileLook) (info *ListenerInfo, err error) {
+// lookAtFile reports whether the file was made again, or why it could not be.
+func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 	why := k.file.state()
 	if why == nil {
 		if k.unreachable {
 			d.post(func(l *loop) { l.reachable(l.withFile(k)) })
 		}
-		return nil, nil
+		return false, nil
 	}
 	if k.file.foreign {
 		err = fmt.Errorf("%w (%s): restart the service that has opened it, such as its socket unit", why, k.file.path)
 		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
-		return nil, err
+		return false, err
 	}
 	s, err := bindWithRights("unix", k.address, k.options, k.file.rights)
 	if err != nil {
 		err = fmt.Errorf("%w, and it cannot be made again: %w", why, err)
 		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
-		return nil, err
+		return false, err
 	}
-	took := false
 	if d.do(context.Background(), func(l *loop) {
 		ln := l.withFile(k)
 		if ln == nil || l.draining {
 			return
 		}
-		if err = l.replaceSocket(ln, s, why); err == nil {
-			took = true
-			i := ln.info()
-			info = &i
-		}
-	}) != nil || !took {
+		err = l.replaceSocket(ln, s, why)
+		again = err == nil
+	}) != nil || !again {
 		_ = s.close()
 	}
-	return info, err
+	return again, err
 }
 
 // withFile returns the listener that still has the file that was looked at, or nil.

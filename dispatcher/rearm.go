@@ -13,6 +13,8 @@ type Rearm struct {
 	Listener ListenerInfo
 	// Why they could not, the last time.
 	Why string
+	// At is when it began to work again, the last time.
+	At time.Time
 	// Times is how often that has happened since the last call.
 	Times int
 	// Replaced is set if it has a new socket. Workers that share the old one serve
@@ -30,7 +32,7 @@ type rearms struct {
 func (l *loop) rearmed(ln *listener, why error, replaced bool) {
 	ln.stats.Rearmed++
 	ln.rearms.Times++
-	ln.rearms.Why = why.Error()
+	ln.rearms.Why, ln.rearms.At = why.Error(), time.Now()
 	ln.rearms.Replaced = ln.rearms.Replaced || replaced && ln.shared
 	l.reachable(ln)
 	l.tellRearmed(ln)

@@ -264,6 +264,9 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	case l.closing > 0:
 		return nil, fmt.Errorf("a listener is being closed: %w", ErrBusy)
 	}
+	if l.files.looking {
+		return nil, fmt.Errorf("the files of its sockets are being looked at: %w", ErrBusy)
+	}
 	for _, ln := range l.listeners {
 		if ln != nil && len(ln.leaving) > 0 {
 			return nil, fmt.Errorf("the socket of %s was replaced, and its queue is not empty: %w", ln.conf.Name, ErrBusy)

@@ -80,7 +80,7 @@ func fullSnapshot() *Snapshot {
 				Name: ":80", Network: "tcp", Address: "[::]:80",
 				Accepted: 100, Acked: 90, Rescued: 2,
 				Dropped: Counts{"queue_timeout": 3, "poison": 1}, Queued: 5, InFlight: 3,
-				AcceptErrors: Counts{"emfile": 4}, Pauses: Counts{"fd_limit": 2}, Paused: true,
+				AcceptErrors: Counts{"emfile": 4}, Pauses: Counts{"fd_limit": 2}, Paused: true, Rearmed: 2,
 				KernelQueue: &KernelQueue{Length: 9, Limit: 511, Drops: 6},
 			},
 			{Name: "dns", Network: "udp", Shared: true},
@@ -138,6 +138,10 @@ func TestExporterEmitsEverySample(t *testing.T) {
 		`rrd_connections_queued{listener=":80"}`:                                        5,
 		`rrd_connections_in_flight{listener=":80"}`:                                     3,
 		`rrd_listener_paused{listener=":80"}`:                                           1,
+		`rrd_listener_rearms_total{listener=":80"}`:                                     2,
+		`rrd_listener_unreachable{listener=":80"}`:                                      0,
+		`rrd_listener_rearms_total{listener="dns"}`:                                     0,
+		`rrd_listener_unreachable{listener="dns"}`:                                      0,
 		`rrd_listener_accept_queue_connections{listener=":80"}`:                         9,
 		`rrd_listener_accept_queue_limit{listener=":80"}`:                               511,
 		`rrd_listener_kernel_drops_total{listener=":80"}`:                               6,
@@ -268,7 +272,8 @@ func TestWorkerProcessSeries(t *testing.T) {
 func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{Policy: "none", Listeners: []Listener{{Name: "a", Shared: true, KernelQueue: &KernelQueue{Length: 1, Limit: 2}}}})})
 	for name := range samples(t, e.Gatherer()) {
-		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") && !strings.HasPrefix(name, "rrd_listener_kernel_drops_") {
+		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") && !strings.HasPrefix(name, "rrd_listener_kernel_drops_") &&
+			!strings.HasPrefix(name, "rrd_listener_rearms_") && !strings.HasPrefix(name, "rrd_listener_unreachable") {
 			t.Errorf("%s for a listener that the master does not accept on", name)
 		}
 	}

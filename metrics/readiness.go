@@ -70,5 +70,10 @@ func (s *Snapshot) whyNotReady(workers, late int) string {
 	case !s.LastQueueTimeout.IsZero() && sinceTimeout < limit:
 		return fmt.Sprintf("a connection was closed by --queue-timeout %v ago: --ready-max-wait is %v", max(sinceTimeout, 0).Round(time.Millisecond), limit)
 	}
+	for i := range s.Listeners {
+		if ln := &s.Listeners[i]; ln.Unreachable != "" {
+			return fmt.Sprintf("no client can connect to listener %s: %s", ln.Name, ln.Unreachable)
+		}
+	}
 	return ""
 }

@@ -32,6 +32,10 @@ func TestReady(t *testing.T) {
 		{"time-out after the copy", func(s *Snapshot) { s.LastQueueTimeout = s.Time.Add(time.Second) }, nil, 2, "a connection was closed by --queue-timeout 0s ago: --ready-max-wait is 5s"},
 		{"time-out long ago", func(s *Snapshot) { s.LastQueueTimeout = s.Time.Add(-5 * time.Second) }, nil, 2, ""},
 		{"time-out, off", func(s *Snapshot) { s.LastQueueTimeout, s.ReadyRule.MaxWait = s.Time, 0 }, nil, 2, ""},
+		{"unreachable", func(s *Snapshot) {
+			s.Listeners = []Listener{{Name: "a"}, {Name: "web", Unreachable: "its file was removed"}}
+		}, nil, 2,
+			"no client can connect to listener web: its file was removed"},
 		{"draining", func(s *Snapshot) { s.Draining = true }, nil, 2, "draining"},
 		{"no answer", func(*Snapshot) {}, errors.New("no copy within 1s"), 0, "the dispatcher does not answer: no copy within 1s"},
 	} {

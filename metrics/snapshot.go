@@ -133,6 +133,11 @@ type Listener struct {
 	Pauses       Counts `json:"pauses,omitempty"`
 	Paused       bool   `json:"paused"`
 
+	// Rearmed is how often clients could not connect to it, and can again. Unreachable is
+	// why they cannot now; "" if they can.
+	Rearmed     uint64 `json:"rearmed,omitempty"`
+	Unreachable string `json:"unreachable,omitempty"`
+
 	// KernelQueue is what the kernel holds for accept(2); nil where the system
 	// does not say (only Linux does, and only for TCP).
 	KernelQueue *KernelQueue `json:"kernel_queue,omitempty"`

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -59,6 +60,14 @@ func (m *master) CheckConfig(path string) (control.Config, error) {
 	}
 	if err := m.checkNewAddresses(c, diff); err != nil {
 		return control.Config{}, err
+	}
+	if m.reloads.running.TryLock() { // else a reload looks at them
+		warnings, err := m.checkFiles(context.Background(), c)
+		m.reloads.running.Unlock()
+		if err != nil {
+			return control.Config{}, err
+		}
+		c.Warnings = append(c.Warnings, warnings...)
 	}
 	return c.described(), nil
 }

@@ -22,12 +22,14 @@ import (
 
 // controls is what the master has for its control socket.
 type controls struct {
-	gate  *logGate
-	ln    *control.Listener // nil: there is none
-	at    string            // its path
-	stopC chan bool         // asks supervise to stop; true: now
-	overC chan struct{}
-	ended control.Stopped // set before overC is closed
+	gate *logGate
+	ln   *control.Listener // nil: there is none
+	at   string            // its path
+	// unreachable is why its file could not be made again, "" if it is there.
+	unreachable string
+	stopC       chan bool // asks supervise to stop; true: now
+	overC       chan struct{}
+	ended       control.Stopped // set before overC is closed
 
 	mu     sync.Mutex
 	counts map[controlRequest]uint64
@@ -385,7 +387,7 @@ func listenerStatus(l *metrics.Listener) control.ListenerStatus {
 	out := control.ListenerStatus{
 		Name: l.Name, Network: l.Network, Address: l.Address, Shared: l.Shared, Paused: l.Paused,
 		Accepted: l.Accepted, Acked: l.Acked, Rescued: l.Rescued, Dropped: l.Dropped, Queued: l.Queued, InFlight: l.InFlight,
-		LawHolds: l.Law().Holds,
+		LawHolds: l.Law().Holds, Rearmed: l.Rearmed, Unreachable: l.Unreachable,
 	}
 	if q := l.KernelQueue; q != nil {
 		out.KernelQueue = &control.KernelQueue{Length: q.Length, Limit: q.Limit, Drops: q.Drops}

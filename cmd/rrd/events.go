@@ -83,6 +83,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			},
 			HelperWanted:  m.helpers.want,
 			HelperUseless: m.helpers.useless,
+			Rearmed:       m.listenerRearmed, Unreachable: m.listenerUnreachable,
 			Ignored: func(i dispatcher.ListenerInfo) {
 				if !m.flood.passes("listener.ignored", allSlots) {
 					return

@@ -58,6 +58,7 @@ type master struct {
 	stopping   atomic.Bool // asked to stop
 	hangup     hangup
 	reloads    reloads
+	rerolls    rerolls
 	upgrades   upgrades
 	program    string // the file that this program was started from
 	workDir    *workDir
@@ -126,6 +127,7 @@ func newMaster(c *config, args, environ []string, stdout, stderr *os.File) *mast
 		duck:     newLameDuck(),
 		wasReady: make(map[int]bool),
 		failing:  make(map[uint64]*time.Timer),
+		rerolls:  rerolls{wanted: newWish()},
 		reloads:  reloads{wanted: newWish(), lastOK: time.Now()},
 	}
 	m.flood = newFloodgate(m.leftOut)
@@ -195,6 +197,8 @@ func (m *master) serve(serveMetrics, serveControl func(context.Context), signals
 		m.banner()
 	}
 	services.Go(func() { m.reloadOnSignal(ctx) })
+	services.Go(func() { m.rollForSockets(ctx) })
+	services.Go(func() { m.watchControl(ctx) })
 	services.Go(func() { m.upgradeOnSignal(ctx) })
 	services.Go(func() { m.recycle(ctx) })
 	finishHooks := m.startHooks(&services)

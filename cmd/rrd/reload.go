@@ -103,6 +103,10 @@ func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) 
 	defer m.reloads.rolling.Unlock()
 	next, diff, err := m.readAgain()
 	if err == nil {
+		_, err = m.checkFiles(ctx, next) // it is logged
+	}
+	checked := time.Now()
+	if err == nil {
 		err = m.follow(ctx, next, diff, progress)
 	}
 	m.noteReload(err)
@@ -111,6 +115,7 @@ func (m *master) reloadHeld(ctx context.Context, progress func(pool.RollEvent)) 
 			Msg("reload failed")
 		return err
 	}
+	m.rerolls.cover(checked)
 	m.log.Info().Str("event", "reload.done").Int("workers", next.Workers).Float64("duration_s", time.Since(began).Seconds()).
 		Msg("reloaded")
 	return nil

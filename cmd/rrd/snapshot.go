@@ -86,6 +86,7 @@ func listenerCounts(ln *dispatcher.ListenerStats) metrics.Listener {
 		AcceptErrors: counts(ln.AcceptErrors[:], dispatcher.AcceptError.String),
 		Pauses:       counts(ln.Pauses[:], dispatcher.PauseReason.String),
 		Paused:       ln.Paused,
+		Rearmed:      ln.Rearmed, Unreachable: ln.Unreachable,
 	}
 	if ln.KernelKnown {
 		out.KernelQueue = &metrics.KernelQueue{Length: int(ln.KernelQueue), Limit: int(ln.KernelLimit), Drops: ln.KernelDrops}

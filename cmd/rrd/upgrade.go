@@ -241,6 +241,7 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		QueueLimit: c.QueueLimit, RescueLimit: c.RescueLimit,
 		Policy: c.Policy, PolicyReason: c.PolicyReason, Protocol: c.WorkerProtocol, ProtocolReason: c.ProtocolReason, Workers: c.Workers,
 		Hangup:      m.hangup,
+		RollAsked:   m.rerolls.due(),
 		ReloadAsked: m.reloads.wanted.pending(), UpgradeAsked: m.upgrades.wanted.pending(),
 		Age: time.Since(m.started), LameDuck: m.duck.age(), Listeners: m.listeners, Dispatcher: parked.State, Pool: p,
 		Helpers: m.helpers.pids(), MetricsAt: m.metricsAt, OldImage: old, Events: m.Events().saved(),
@@ -265,7 +266,7 @@ func (m *master) save(parked *dispatcher.Parked, old handoff.FD) (*savedMaster, 
 		}
 	}
 	if m.ctl.ln != nil {
-		s.ControlAt, s.ControlMade = m.ctl.ln.Path(), m.ctl.ln.Made()
+		s.ControlAt, s.ControlFile, s.ControlMade = m.ctl.ln.Path(), m.ctl.ln.File(), m.ctl.ln.Made()
 		if s.Control, err = descriptorOf(m.ctl.ln); err != nil {
 			return nil, err
 		}

@@ -66,7 +66,7 @@ func restoreMaster(r *resumed, args, environ []string, stdout, stderr *os.File) 
 		if err != nil {
 			return nil, fmt.Errorf("control socket: %w", err)
 		}
-		m.ctl.ln, err = control.Inherit(f, r.ControlAt, r.ControlMade, c.ControlUIDs)
+		m.ctl.ln, err = control.Inherit(f, r.ControlAt, r.ControlFile, r.ControlMade, c.ControlUIDs)
 		_ = f.Close()
 		if err != nil {
 			return nil, err
@@ -132,6 +132,9 @@ func (m *master) runResumed(signals <-chan os.Signal, stderr *os.File) int {
 	}
 	if r.ReloadAsked {
 		m.wantReload()
+	}
+	if r.RollAsked {
+		m.rerolls.want(time.Now())
 	}
 	if r.UpgradeAsked {
 		m.wantUpgrade()

@@ -72,6 +72,7 @@ type savedMaster struct {
 	Control     handoff.FD
 	ControlAt   string
 	ControlMade string
+	ControlFile control.FileID // zero: an older image did not tell
 	OldImage    handoff.FD
 
 	// Asked is the request for this upgrade, Asker the connection that it came on. None: it
@@ -94,6 +95,7 @@ type savedMaster struct {
 
 	// HUP, or another USR2, came meanwhile.
 	ReloadAsked, UpgradeAsked bool
+	RollAsked                 bool // workers share a listening socket that was replaced
 
 	TookSeconds float64 // that the old image spent on it so far
 }

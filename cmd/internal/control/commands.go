@@ -212,6 +212,8 @@ type ListenerStatus struct {
 	Queued      int               `json:"queued"`
 	InFlight    int               `json:"in_flight"`
 	LawHolds    bool              `json:"law_holds"`
+	Rearmed     uint64            `json:"rearmed,omitempty"`
+	Unreachable string            `json:"unreachable,omitempty"` // why no client can connect
 	KernelQueue *KernelQueue      `json:"kernel_queue,omitempty"`
 }
 

@@ -10,15 +10,15 @@ import (
 )
 
 // SyscallConn gives access to the listening descriptor, which stays the Listener's.
-func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.ln.SyscallConn() }
+func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.socket().SyscallConn() }
 
 // Made returns the directory that was made for the socket; empty: it was there.
 func (l *Listener) Made() string { return l.dir }
 
 // Inherit makes a Listener of an open control socket, as another image of this
-// process had it: its path, the directory that was made for it (Made), and uids as
-// for Listen. f stays the caller's.
-func Inherit(f *os.File, path, made string, uids []int) (*Listener, error) {
+// process had it: its path, its file (File; zero: the file at path now), the directory
+// that was made for it (Made), and uids as for Listen. f stays the caller's.
+func Inherit(f *os.File, path string, file FileID, made string, uids []int) (*Listener, error) {
 	ln, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("inherit control socket %s: %w", path, err)
@@ -29,9 +29,8 @@ func Inherit(f *os.File, path, made string, uids []int) (*Listener, error) {
 		return nil, fmt.Errorf("inherit control socket %s: it is a %s socket", path, ln.Addr().Network())
 	}
 	ul.SetUnlinkOnClose(false)
-	info, err := os.Lstat(path)
-	if err != nil {
-		info = nil // somebody has removed it: it is not ours to remove
+	if info, err := os.Lstat(path); err == nil && file == (FileID{}) {
+		file = fileIDOf(info)
 	}
-	return &Listener{ln: ul, path: path, file: info, uids: uids, dir: made}, nil
+	return &Listener{ln: ul, path: path, file: file, uids: uids, dir: made}, nil
 }

@@ -33,12 +33,16 @@ const (
 // A Listener is the control socket of one master. Close it, or have
 // Server.Serve do that.
 type Listener struct {
-	ln   *net.UnixListener
 	path string
-	file os.FileInfo // of the socket, to know it again
 	uids []int
 	dir  string // made for it: to be removed with it
 	once sync.Once
+
+	mu      sync.Mutex
+	ln      *net.UnixListener   // Renew replaces it
+	leaving []*net.UnixListener // replaced, and with clients in their queues, perhaps
+	file    FileID              // of the socket, to know it again; zero: not known
+	closed  bool
 }
 
 // Path returns the path of the socket.
@@ -137,7 +141,10 @@ func (l *Listener) adopt() (err error) {
 			return err
 		}
 	}
-	l.file, err = os.Lstat(l.path)
+	info, err := os.Lstat(l.path)
+	if err == nil {
+		l.file = fileIDOf(info)
+	}
 	return err
 }
 
@@ -227,9 +234,12 @@ func checkDirectory(dir string, anyOwner bool) error {
 // Close stops listening and removes the file, if it is still ours.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
+		l.mu.Lock()
+		l.closed = true
+		l.mu.Unlock()
 		// The file first: nobody is to find a socket that refuses.
 		if lock, err := acquire(l.path + ".lock"); err == nil {
-			if info, err := os.Lstat(l.path); err == nil && os.SameFile(info, l.file) {
+			if l.state() == nil {
 				_ = os.Remove(l.path) // a stale one is replaced by the next
 			}
 			lock.release()
@@ -238,7 +248,20 @@ func (l *Listener) Close() error {
 			_ = os.Remove(l.dir) // not empty: others use it
 		}
 	})
-	if err := l.ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+	return l.hangUp()
+}
+
+// hangUp stops listening, for good.
+func (l *Listener) hangUp() error {
+	l.mu.Lock()
+	l.closed = true
+	ln := l.ln
+	for _, old := range l.leaving {
+		_ = old.Close()
+	}
+	l.leaving = nil
+	l.mu.Unlock()
+	if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil

@@ -76,14 +76,14 @@ const (
 func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	life, kill := context.WithCancel(context.Background()) // of the connections; they see ctx, too
 	defer kill()
-	stop := context.AfterFunc(ctx, func() { _ = l.ln.Close() }) // ends the Accept below
+	stop := context.AfterFunc(ctx, func() { _ = l.hangUp() }) // ends the Accept below
 	defer stop()
 	defer l.Close()
 	if s.resumed != nil {
 		s.start(ctx, life, s.resumed)
 	}
 	for {
-		c, err := l.ln.AcceptUnix()
+		c, err := l.accept()
 		switch {
 		case ctx.Err() != nil:
 			if err == nil {
