@@ -346,3 +346,18 @@ func TestVersionAndHelp(t *testing.T) {
 		}
 	}
 }
+
+// A program that puts itself into the background is told to run in the foreground.
+func TestDaemonizes(t *testing.T) {
+	t.Parallel()
+	m := harness.Run(t, harness.Options{
+		Args:    []string{"--policy", "none", "--workers", "2", "--worker-protocol", "listen-fds"},
+		Command: []string{"sh", "-c", "sleep 1000 & exit 0"}, ExitCode: 3,
+	})
+	if !strings.Contains(m.Log(), "run it in the foreground") {
+		t.Errorf("the log does not say what to do:\n%s", m.Log())
+	}
+	if n := len(m.Events(harness.Named("worker.start"))); n != 2 {
+		t.Errorf("%d processes were started", n)
+	}
+}

@@ -112,7 +112,7 @@ func (m *master) reroll() error {
 	defer m.reloads.rolling.Unlock()
 	began := time.Now()
 	c := m.current()
-	err := m.pool.Roll(m.template(c, m.listeners), pool.RollConfig{Surge: c.Surge, Canary: max(c.CanaryTime, 0)}, m.rollProgress(nil))
+	err := m.pool.Roll(m.template(c, m.listeners), pool.RollConfig{Surge: c.Surge, Canary: max(c.CanaryTime, 0), Keep: c.RollKeep}, m.rollProgress(nil))
 	switch {
 	case err == nil:
 		m.rerolls.cover(began)

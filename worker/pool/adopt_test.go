@@ -189,7 +189,7 @@ var scripts = map[string]struct {
 		w.ask(func() { // in the place of the process, which has never ended
 			pr := w.Pool.procs[w.slots[0].cur.w.ID]
 			pr.outputDone = true
-			w.leaderEnded(pr, exitStatus{code: 1})
+			w.leaderEnded(pr, exitStatus{code: 1}, background{})
 			w.setReader(pr, readerPID, w.watch(readerPID))
 		})
 		synctest.Wait()

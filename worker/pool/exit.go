@@ -27,6 +27,9 @@ type Exit struct {
 	// ReaderLost: another process spoke on its channel (SetReader) and ended, how is
 	// not known, and the leader was killed because it did not follow by itself.
 	ReaderLost bool
+	// Daemon is the process that it has left in the background, having daemonized itself; 0:
+	// it has not. Its slot stays down.
+	Daemon int
 	// LastWords is the end of its output, when that is captured.
 	LastWords string
 }
@@ -71,7 +74,7 @@ func (x *Exit) clean() bool { return x.Signal == 0 && x.Code == 0 }
 
 // leaderEnded: the leader is reaped, its group was killed before. Without a reader
 // of its own the process is gone as soon as its output is read to the end.
-func (p *Pool) leaderEnded(pr *proc, status exitStatus) {
+func (p *Pool) leaderEnded(pr *proc, status exitStatus, left background) {
 	pr.ended = true
 	pr.exit = Exit{
 		Code:       status.code,
@@ -92,6 +95,7 @@ func (p *Pool) leaderEnded(pr *proc, status exitStatus) {
 			pr.exit.Reason = joinReasons(pr.retired, pr.reason)
 		}
 	}
+	pr.daemonized(status, left)
 	if pr.orphan() {
 		p.orphaned(pr)
 		return
@@ -171,6 +175,8 @@ func (p *Pool) succeed(pr *proc) {
 	case p.roll.putsBack(s): // whatever the restart policy
 	case pr.requested:
 		p.start(s, StartRecycle)
+	case pr.exit.Daemon != 0:
+		s.down = true // another start would leave another one
 	case p.cfg.Restart == RestartNever || p.cfg.Restart == RestartOnFailure && pr.ended && pr.exit.clean():
 		s.down = true
 	case pr.exit.Left:

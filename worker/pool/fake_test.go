@@ -32,6 +32,7 @@ type world struct {
 	// launch stands in for the system; nil starts a fake.
 	onLaunch func(ctx context.Context, sp *spec) error
 	notify   func() notifySource
+	left     map[int]background // what leaders leave, by pid
 
 	mu    sync.Mutex
 	lines []string // what the hooks said
@@ -224,9 +225,10 @@ func (w *world) fake() {
 			}
 			return w.notify(), nil
 		},
-		watch:    w.watch,
-		jitter:   func() float64 { return 0.5 }, // none
-		oomKills: func() uint64 { return 0 },
+		watch:      w.watch,
+		jitter:     func() float64 { return 0.5 }, // none
+		oomKills:   func() uint64 { return 0 },
+		background: func(pid int, _ []uint64) background { return w.left[pid] },
 	}
 }
 

@@ -96,6 +96,7 @@ type system struct {
 	adoptNotify  func(handoff.FD) (notifySource, error)
 	jitter       func() float64 // in [0, 1)
 	oomKills     func() uint64  // out-of-memory kills in our cgroup so far
+	background   func(leader int, lent []uint64) background
 }
 
 // New checks c and makes a pool of it. Nothing runs before Run.
@@ -136,6 +137,7 @@ func newPool(c Config) *Pool {
 		adoptNotify:  adoptNotify,
 		jitter:       rand.Float64,
 		oomKills:     oomKills,
+		background:   findBackground,
 	}
 	return p
 }
@@ -331,7 +333,7 @@ func (p *Pool) finished() (bool, error) {
 		case failed != nil:
 		case len(s.older) > 0 && s.older[0].stuck:
 			failed = fmt.Errorf("run pool: %w: slot %d was killed: %s", ErrAllDown, s.index, s.older[0].reason)
-		case !x.clean():
+		case !x.clean() || x.Daemon != 0:
 			failed = fmt.Errorf("run pool: %w: slot %d %s", ErrAllDown, s.index, x)
 		}
 	}

@@ -118,6 +118,7 @@ func (p *Pool) awaitLeader(pr *proc) bool {
 	if !pr.p.await(p.lifeCtx) {
 		return false
 	}
+	left := p.leavesBackground(pr)
 	p.inbox.post(func() {
 		if p.procs[pr.w.ID] == pr {
 			pr.reaping = true
@@ -132,7 +133,7 @@ func (p *Pool) awaitLeader(pr *proc) bool {
 	status := pr.p.reap()
 	p.inbox.post(func() {
 		pr.reaping = false
-		p.leaderEnded(pr, status)
+		p.leaderEnded(pr, status, left)
 	})
 	return true
 }
@@ -219,6 +220,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 		childEnds = append(childEnds, l.File)
 	}
 	sp.listenPID = len(listeners) > 0
+	lent := inodes(listeners)
 	channelFD := -1
 	if cfg.hasChannel() {
 		var child *os.File
@@ -263,7 +265,7 @@ func (p *Pool) spawn(ctx context.Context, s *slot, t *template, limit time.Durat
 	if err != nil {
 		return nil, err
 	}
-	b.pr = &proc{s: s, p: pr, tmpl: t, notifyLull: new(lull), reapC: make(chan struct{}), releasedC: make(chan struct{}), w: Worker{
+	b.pr = &proc{s: s, p: pr, tmpl: t, ran: time.Now(), lent: lent, notifyLull: new(lull), reapC: make(chan struct{}), releasedC: make(chan struct{}), w: Worker{
 		ID: p.lastID.Add(1), Slot: s.index, Generation: t.generation, PID: pr.pid(), Started: started,
 	}}
 	return b, nil

@@ -181,7 +181,7 @@ func TestReaderJustInTime(t *testing.T) {
 			var pr *proc
 			w.ask(func() { // in the place of the process, which never ends
 				pr = w.Pool.procs[1]
-				w.leaderEnded(pr, exitStatus{code: 1})
+				w.leaderEnded(pr, exitStatus{code: 1}, background{})
 				w.setReader(pr, readerPID, w.watch(readerPID))
 			})
 			synctest.Wait()

@@ -44,6 +44,8 @@ type proc struct {
 	s    *slot
 	p    process
 	tmpl *template
+	ran  time.Time // when the command itself began; zero: adopted
+	lent []uint64  // inodes of the listening sockets that it was given, sorted
 
 	output     *capture     // nil when raw
 	notify     notifySource // or nil

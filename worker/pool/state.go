@@ -125,6 +125,7 @@ type ExitState struct {
 	Spoke      bool
 	Left       bool
 	ReaderLost bool
+	Daemon     int
 	LastWords  []byte
 }
 
@@ -355,7 +356,7 @@ func exportExit(x *Exit) *ExitState {
 	}
 	return &ExitState{
 		Code: x.Code, Signal: int(x.Signal), Core: x.Core, Requested: x.Requested, Cause: x.Cause.String(), Reason: x.Reason,
-		Uptime: x.Uptime, WasReady: x.WasReady, Spoke: x.Spoke, Left: x.Left, ReaderLost: x.ReaderLost,
+		Uptime: x.Uptime, WasReady: x.WasReady, Spoke: x.Spoke, Left: x.Left, ReaderLost: x.ReaderLost, Daemon: x.Daemon,
 		LastWords: []byte(x.LastWords),
 	}
 }
@@ -371,7 +372,7 @@ func (x *ExitState) exit() (Exit, error) {
 	return Exit{
 		Code: x.Code, Signal: syscall.Signal(x.Signal), Core: x.Core, Requested: x.Requested, Cause: Cause(cause),
 		Reason: x.Reason, Uptime: x.Uptime, WasReady: x.WasReady, Spoke: x.Spoke, Left: x.Left,
-		ReaderLost: x.ReaderLost, LastWords: string(x.LastWords),
+		ReaderLost: x.ReaderLost, Daemon: x.Daemon, LastWords: string(x.LastWords),
 	}, nil
 }
 
