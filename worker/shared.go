@@ -22,6 +22,12 @@ type sharedListener interface {
 	SetDeadline(t time.Time) error
 }
 
+// deafTime is the pause after accept(2) has found a socket that does not listen (EINVAL).
+// Another process that has it has shut it down, as some programs do to end their own
+// accept. The master has it listen again, or replaces this worker. An error would end the
+// program, and cut its open connections.
+const deafTime = 50 * time.Millisecond
+
 var errWrongKind = errors.New("socket is not of the kind that was asked for")
 
 // newSharedListener takes ownership of fd.
@@ -114,7 +120,13 @@ func (ln *listener) acceptOnceLocked() (net.Conn, error) {
 	if ln.closed {
 		return nil, ln.closedError()
 	}
-	if ch.gaveUp || errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case ch.gaveUp || errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, nil
+	case errors.Is(err, syscall.EINVAL):
+		ch.unlock()
+		time.Sleep(deafTime)
+		ch.mu.Lock()
 		return nil, nil
 	}
 	return nil, err

@@ -244,6 +244,38 @@ func TestSharedDrainThenMasterGone(t *testing.T) {
 	bindAgain(t, own)
 }
 
+// Another process shuts the socket down: Accept waits until the socket listens again.
+func TestSharedShutDownByAnother(t *testing.T) {
+	m := newMaster(t)
+	ch := m.worker(0)
+	ln, own := m.share(ch, 1, "tcp")
+	blocked := accept(t, ln)
+	m.expect(handoff.Ready)
+	rc, err := own.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	control := func(call func(fd int) error) {
+		t.Helper()
+		if cerr := rc.Control(func(fd uintptr) { err = call(int(fd)) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+	}
+	control(func(fd int) error { return syscall.Shutdown(fd, syscall.SHUT_RDWR) })
+	if _, err := net.Dial("tcp", own.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Fatalf("still open: %v", err)
+	}
+	// The port that the kernel had chosen is free now: bind(2) takes it again.
+	addr := own.Addr().(*net.TCPAddr)
+	control(func(fd int) error {
+		return syscall.Bind(fd, &syscall.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())})
+	})
+	control(func(fd int) error { return syscall.Listen(fd, 16) })
+	client := dial(t, own)
+	exchange(t, client, accepted(t, blocked))
+	_ = ln.Close()
+}
+
 func TestPacketsMasterGone(t *testing.T) {
 	leakcheck.Check(t)
 	m := newMaster(t)
