@@ -129,6 +129,9 @@ type Hooks struct {
 	// Rearmed: clients could not connect to a listener that was open, and can again. At
 	// most once a second for each listener.
 	Rearmed func(Rearm)
+	// Filtered: a worker had attached a filter to a shared listener, and it was removed. At
+	// most once a second for each listener and kind.
+	Filtered func(Filter)
 	// Unreachable: no client can connect to a listener, and rrd cannot help that.
 	Unreachable func(ListenerInfo, error)
 }

@@ -89,6 +89,9 @@ func (l *loop) closeSocket(ln *listener, s *socket) {
 	}
 	ln.stats.KernelDrops += s.kernel.Drops
 	l.aside.Forget(s.fd)
+	if s.revival.asked {
+		l.endRevival(s)
+	}
 	if !ln.shared || !s.kept {
 		_ = s.close()
 		return

@@ -47,6 +47,7 @@ type fileLook struct {
 // were removed. It returns the files that were not there. A socket of another process is
 // left alone.
 func (d *Dispatcher) CheckFiles(ctx context.Context) ([]FileCheck, error) {
+	d.awaitRevival() // with the files, the sockets
 	doneC := make(chan []FileCheck, 1)
 	if err := d.do(ctx, func(l *loop) {
 		l.files.waiting = append(l.files.waiting, doneC)
@@ -81,7 +82,7 @@ func (l *loop) fileLooks() (looks []fileLook) {
 		if ln == nil || ln.closing || ln.sock == nil || ln.sock.file == nil {
 			continue
 		}
-		k := fileLook{wire: ln.wire, info: ln.info(), file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable != ""}
+		k := fileLook{wire: ln.wire, info: ln.info(), file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable[causeFile] != ""}
 		if a := ln.asked; a != nil {
 			k.options = bindOptions{backlog: a.backlog, addMode: a.mode, uid: -1, gid: -1}
 		} else {
@@ -122,19 +123,19 @@ func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 	why := k.file.state()
 	if why == nil {
 		if k.unreachable {
-			d.post(func(l *loop) { l.reachable(l.withFile(k)) })
+			d.post(func(l *loop) { l.reachable(l.withFile(k), causeFile) })
 		}
 		return false, nil
 	}
 	if k.file.foreign {
 		err = fmt.Errorf("%w (%s): restart the service that has opened it, such as its socket unit", why, k.file.path)
-		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
+		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), causeFile, err) })
 		return false, err
 	}
 	s, err := bindWithRights("unix", k.address, k.options, k.file.rights)
 	if err != nil {
 		err = fmt.Errorf("%w, and it cannot be made again: %w", why, err)
-		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), err) })
+		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), causeFile, err) })
 		return false, err
 	}
 	if d.do(context.Background(), func(l *loop) {
@@ -142,7 +143,7 @@ func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 		if ln == nil || l.draining {
 			return
 		}
-		err = l.replaceSocket(ln, s, why)
+		err = l.replaceSocket(ln, s, causeFile, why)
 		again = err == nil
 	}) != nil || !again {
 		_ = s.close()

@@ -29,6 +29,8 @@ func (l *loop) lookForIgnored() {
 			continue
 		}
 		l.tellRearmed(ln)
+		l.reviveDead(ln)
+		l.lookForFilters(ln)
 		n, queue := &ln.neglect, l.queueLength(ln)
 		if queue == 0 {
 			n.told = false

@@ -38,8 +38,10 @@ type listener struct {
 
 	neglect neglect
 	rearms  rearms
-	// unreachable is why no client can connect, "" if they can.
-	unreachable string
+	filters filters
+	// unreachable is why no client can connect, by cause; "": that is no reason.
+	unreachable    [numCauses]string
+	foreignFilters bool // filters are left alone: they may be of the process that has opened the socket
 
 	cover     *listener // whose workers take the connections, too; see overlap.go
 	stopped   bool      // StopListener: new clients are turned away
@@ -80,6 +82,7 @@ func (l *loop) open(c ListenerConfig, s *socket, a *askedListener) (*listener, e
 	}
 	ln := &listener{conf: c, asked: a, sock: s, network: s.network, addr: s.addr}
 	ln.shared = s.packet() || l.cfg.Policy != SchedRR || a != nil && a.private
+	ln.foreignFilters = ln.inherited() && s.ownFilters
 	ln.id = l.table.addListener()
 	ln.token = l.token(int(ln.id), tokenIsListener)
 	if int(ln.id) == len(l.listeners) {
@@ -379,7 +382,7 @@ func (ln *listener) addLive(l *loop, s *ListenerStats) {
 	t := &l.table.listeners[ln.id]
 	s.Queued += t.waiting.len
 	s.InFlight += t.flying
-	s.Unreachable = cmp.Or(ln.unreachable, s.Unreachable)
+	s.Unreachable = cmp.Or(ln.unreachable[causeFile], ln.unreachable[causeDead], s.Unreachable)
 	s.Paused = s.Paused || ln.accepts() && (l.acceptAt != 0 || l.queueFull)
 	for _, k := range ln.sockets() {
 		if !k.tcp() {

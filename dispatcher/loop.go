@@ -27,6 +27,7 @@ type loop struct {
 	beatAt    int64
 	tickets   ticketKeys
 	files     files
+	revivals  revivals
 	ignoredAt int64   // when to look for ignored listeners; 0: there is no shared one
 	links     []*link // by workerIdx
 	byID      map[uint64]*link

@@ -28,13 +28,22 @@ type rearms struct {
 	toldAt int64 // when the last ones were; 0: never
 }
 
+// cause is what can keep clients from a listener.
+type cause uint8
+
+const (
+	causeFile cause = iota // the file of its socket
+	causeDead              // its socket
+	numCauses
+)
+
 // rearmed notes that clients can connect again.
-func (l *loop) rearmed(ln *listener, why error, replaced bool) {
+func (l *loop) rearmed(ln *listener, c cause, why error, replaced bool) {
 	ln.stats.Rearmed++
 	ln.rearms.Times++
 	ln.rearms.Why, ln.rearms.At = why.Error(), time.Now()
 	ln.rearms.Replaced = ln.rearms.Replaced || replaced && ln.shared
-	l.reachable(ln)
+	l.reachable(ln, c)
 	l.tellRearmed(ln)
 }
 
@@ -55,28 +64,28 @@ func (l *loop) tellRearmed(ln *listener) {
 
 // setUnreachable notes that no client can connect to ln, and why. A nil ln is ignored,
 // here and below.
-func (l *loop) setUnreachable(ln *listener, err error) {
-	if ln == nil || ln.unreachable == err.Error() {
+func (l *loop) setUnreachable(ln *listener, c cause, err error) {
+	if ln == nil || ln.unreachable[c] == err.Error() {
 		return
 	}
-	ln.unreachable = err.Error()
+	ln.unreachable[c] = err.Error()
 	if hook := l.cfg.Hooks.Unreachable; hook != nil {
 		info := ln.info()
 		l.event(func() { hook(info, err) })
 	}
 }
 
-// reachable notes that clients can connect to ln.
-func (l *loop) reachable(ln *listener) {
+// reachable notes that c keeps no client from ln.
+func (l *loop) reachable(ln *listener, c cause) {
 	if ln != nil {
-		ln.unreachable = ""
+		ln.unreachable[c] = ""
 	}
 }
 
 // replaceSocket has ln go on with s, of the same address, and takes s if there is no
 // error. Of the old socket the loop accepts what is queued. If workers share it, they
 // do, until they are replaced.
-func (l *loop) replaceSocket(ln *listener, s *socket, why error) error {
+func (l *loop) replaceSocket(ln *listener, s *socket, c cause, why error) error {
 	old := ln.sock
 	if ln.shared {
 		if ln.waits {
@@ -95,7 +104,7 @@ func (l *loop) replaceSocket(ln *listener, s *socket, why error) error {
 		ln.leaving = append(ln.leaving, old)
 		l.ready = append(l.ready, ln)
 	}
-	l.rearmed(ln, why, true)
+	l.rearmed(ln, c, why, true)
 	return nil
 }
 

@@ -27,6 +27,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 		return
 	}
 	k.removal = &removal{Removal: how}
+	l.reviveAll() // it may have been its doing
 	l.removing++
 	l.silence(k)
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {

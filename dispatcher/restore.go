@@ -171,7 +171,7 @@ func (l *loop) restoreListeners(s *State) error {
 			return fmt.Errorf("listener %d, %q", in.ID, in.Name)
 		}
 		ln := &listener{
-			id: in.ID, wire: in.Wire, conf: in.Conf, shared: in.Shared, waits: in.Waits, data: in.Data,
+			id: in.ID, wire: in.Wire, conf: in.Conf, shared: in.Shared, waits: in.Waits, foreignFilters: in.Filters, data: in.Data,
 			network: in.Network, addr: in.Addr, dropQueue: in.DropQueue, unwanted: in.Unwanted, stats: l.nameStats(in.Name),
 		}
 		ln.token = l.token(int(ln.id), tokenIsListener)

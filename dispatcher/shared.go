@@ -65,6 +65,7 @@ type slotSocket struct {
 
 // prepareSlot makes, under reuseport, the sockets of a slot that has none yet.
 func (d *Dispatcher) prepareSlot(slot int) error {
+	d.awaitRevival()
 	if d.cfg.Policy != SchedReuseport {
 		return nil
 	}

@@ -28,6 +28,10 @@ type socket struct {
 	file    *socketFile
 	kept    bool // others may hold it too; see kept.go
 	kernel  kernelQueue
+	revival revival
+	probing bool // filters are looked for
+	// ownFilters: it was inherited, and the process that has opened it may attach filters.
+	ownFilters bool
 }
 
 func (s *socket) packet() bool { return strings.HasPrefix(s.network, "udp") }
@@ -347,6 +351,7 @@ func inherited(f *os.File) (*socket, error) {
 		_ = s.fd.Close()
 		return nil, os.NewSyscallError("fcntl", err)
 	}
+	s.ownFilters = mayHaveFilters(dup)
 	if err := s.inspect(); err != nil {
 		_ = s.fd.Close()
 		return nil, err

@@ -39,3 +39,6 @@ func (f *socketFile) adopt(_ *filePlace, o bindOptions) error {
 
 // bindThroughDirectory refuses: there is no short name for a directory here.
 func bindThroughDirectory(int, string) error { return unix.ENAMETOOLONG }
+
+// mayHaveFilters: there are none.
+func mayHaveFilters(int) bool { return false }

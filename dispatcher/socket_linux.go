@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -79,4 +81,15 @@ func (f *socketFile) adopt(at *filePlace, o bindOptions) error {
 		}
 	}
 	return nil
+}
+
+// mayHaveFilters reports whether the process that has opened a socket has attached a filter,
+// or may attach a program to its reuseport group. SO_GET_FILTER without room returns the
+// length of the filter. It waits for the lock of the socket, so it is not for the loop.
+func mayHaveFilters(fd int) bool {
+	const getFilter = unix.SO_ATTACH_FILTER // linux/asm-generic/socket.h
+	var n uint32
+	_, _, errno := syscall.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, getFilter, 0, uintptr(unsafe.Pointer(&n)), 0)
+	group, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	return errno == 0 && n > 0 || err == nil && group != 0
 }

@@ -132,6 +132,7 @@ type savedListener struct {
 	BySlot    []savedSocket
 	Shared    bool
 	Waits     bool
+	Filters   bool   // they are of another process
 	Asked     string // key of its savedAsked; empty: of the configuration
 	Data      []byte
 	Name      string
@@ -264,6 +265,9 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 	case l.closing > 0:
 		return nil, fmt.Errorf("a listener is being closed: %w", ErrBusy)
 	}
+	if l.revivals.binds > 0 {
+		return nil, fmt.Errorf("the address of a listener is being bound again: %w", ErrBusy)
+	}
 	if l.files.looking {
 		return nil, fmt.Errorf("the files of its sockets are being looked at: %w", ErrBusy)
 	}
@@ -374,7 +378,7 @@ func (l *loop) saveLink(k *link, codec ChannelCodec) (*savedLink, error) {
 
 func (l *loop) saveListener(ln *listener) savedListener {
 	out := savedListener{
-		ID: ln.id, Wire: ln.wire, Conf: ln.conf, Shared: ln.shared, Waits: ln.waits, Data: ln.data, Name: ln.stats.Name,
+		ID: ln.id, Wire: ln.wire, Conf: ln.conf, Shared: ln.shared, Waits: ln.waits, Filters: ln.foreignFilters, Data: ln.data, Name: ln.stats.Name,
 		Network: ln.network, Addr: ln.addr, DropQueue: ln.dropQueue, Unwanted: ln.unwanted,
 	}
 	out.Conf.File = nil

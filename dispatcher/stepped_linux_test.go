@@ -142,6 +142,7 @@ func (s *stepped) hooks() Hooks {
 		Rearmed: func(r Rearm) {
 			s.tell("rearmed %s %d times, replaced=%v: %s", r.Listener.Name, r.Times, r.Replaced, r.Why)
 		},
+		Filtered:    func(f Filter) { s.tell("filtered %s %d times: %s", f.Listener.Name, f.Times, f.Kind) },
 		Unreachable: func(i ListenerInfo, err error) { s.tell("unreachable %s: %v", i.Name, err) },
 	}
 }

@@ -51,3 +51,6 @@ func newSocket(family, kind int) (handoff.FD, error) {
 	}
 	return d, nil
 }
+
+// deadEvents: POLLHUP tells it.
+const deadEvents = 0

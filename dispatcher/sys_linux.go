@@ -31,3 +31,6 @@ func newSocket(family, kind int) (handoff.FD, error) {
 }
 
 const reusePort = unix.SO_REUSEPORT
+
+// deadEvents are those of a unix or datagram socket that was shut down for reading only.
+const deadEvents = unix.POLLRDHUP

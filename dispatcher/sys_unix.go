@@ -37,7 +37,13 @@ func isReadable(d handoff.FD) bool { return look(d, unix.POLLIN)&unix.POLLIN != 
 
 // isDead reports whether a listening socket was shut down, as anyone who has it can
 // do. A poller reports that whether it was asked to or not.
-func isDead(d handoff.FD) bool { return look(d, 0)&unix.POLLHUP != 0 }
+func isDead(d handoff.FD) bool { return look(d, deadEvents)&(deadEvents|unix.POLLHUP) != 0 }
+
+// listens reports whether a socket listens.
+func listens(d handoff.FD) bool {
+	on, err := unix.GetsockoptInt(d.Num(), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err != nil || on != 0
+}
 
 // setBacklog changes the backlog of a socket that listens already: listen(2)
 // again does that.

@@ -146,16 +146,6 @@ func (l *loop) accepted(ln *listener, s *slotSock, a *aside.Answer) {
 	l.watch(ln)
 }
 
-// discard gives up a slot's socket that a worker has shut down: nobody can accept
-// from it any more. The slot's next worker gets a new one.
-func (l *loop) discard(ln *listener, s *slotSock) {
-	l.giveBack(ln, s)
-	s.unserved = max(l.now, 1) // looked at again in orphanAfter
-	if ln.hasBeside(s) {
-		s.retiring, s.closeBy, s.unserved = true, l.now, 0
-	}
-}
-
 // hasBeside says whether the listener has a socket besides s that stays.
 func (ln *listener) hasBeside(s *slotSock) bool {
 	return slices.ContainsFunc(ln.bySlot, func(o *slotSock) bool { return o != s && !o.retiring })

@@ -140,6 +140,8 @@ func TestExporterEmitsEverySample(t *testing.T) {
 		`rrd_listener_paused{listener=":80"}`:                                           1,
 		`rrd_listener_rearms_total{listener=":80"}`:                                     2,
 		`rrd_listener_unreachable{listener=":80"}`:                                      0,
+		`rrd_listener_filters_removed_total{kind="socket",listener="dns"}`:              0,
+		`rrd_listener_filters_removed_total{kind="reuseport",listener="dns"}`:           0,
 		`rrd_listener_rearms_total{listener="dns"}`:                                     0,
 		`rrd_listener_unreachable{listener="dns"}`:                                      0,
 		`rrd_listener_accept_queue_connections{listener=":80"}`:                         9,
@@ -273,7 +275,7 @@ func TestSharedListenerHasNoConnectionSeries(t *testing.T) {
 	e := New(Config{Source: fixed(&Snapshot{Policy: "none", Listeners: []Listener{{Name: "a", Shared: true, KernelQueue: &KernelQueue{Length: 1, Limit: 2}}}})})
 	for name := range samples(t, e.Gatherer()) {
 		if strings.Contains(name, `listener="a"`) && !strings.HasPrefix(name, "rrd_listener_accept_queue_") && !strings.HasPrefix(name, "rrd_listener_kernel_drops_") &&
-			!strings.HasPrefix(name, "rrd_listener_rearms_") && !strings.HasPrefix(name, "rrd_listener_unreachable") {
+			!strings.HasPrefix(name, "rrd_listener_rearms_") && !strings.HasPrefix(name, "rrd_listener_filters_") && !strings.HasPrefix(name, "rrd_listener_unreachable") {
 			t.Errorf("%s for a listener that the master does not accept on", name)
 		}
 	}

@@ -52,6 +52,7 @@ var (
 	descAcceptErrors = desc("accept_errors_total", "Failed accepts, by error.", "listener", "reason")
 	descPauses       = desc("accept_pauses_total", "Times that accepting was paused, by reason.", "listener", "reason")
 	descRearms       = desc("listener_rearms_total", "Times that clients could not connect to an open listener, and can again.", "listener")
+	descFilters      = desc("listener_filters_removed_total", "Filters that workers had attached to a shared listener, removed, by kind.", "listener", "kind")
 	descUnreachable  = desc("listener_unreachable", "Whether no client can connect to an open listener.", "listener")
 	descPaused       = desc("listener_paused", "Whether accepting is paused at the moment.", "listener")
 	descKernelQueue  = desc("listener_accept_queue_connections", "Connections in the kernel's accept queue.", "listener")
@@ -186,6 +187,9 @@ func (e emitter) listener(l *Listener) {
 		e.counter(descKernelDrops, l.KernelQueue.Drops, l.Name)
 	}
 	e.counter(descRearms, l.Rearmed, l.Name)
+	if l.Shared {
+		e.counts(descFilters, l.Filters, FilterKinds, l.Name)
+	}
 	e.flag(descUnreachable, l.Unreachable != "", l.Name)
 	if l.Shared && l.Accepted == 0 { // the master does not see its connections, so 0 would be a lie
 		return

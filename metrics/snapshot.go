@@ -133,6 +133,9 @@ type Listener struct {
 	Pauses       Counts `json:"pauses,omitempty"`
 	Paused       bool   `json:"paused"`
 
+	// Filters counts by kind what workers had attached to a shared socket, and rrd has
+	// removed: see FilterKinds.
+	Filters Counts `json:"filters,omitempty"`
 	// Rearmed is how often clients could not connect to it, and can again. Unreachable is
 	// why they cannot now; "" if they can.
 	Rearmed     uint64 `json:"rearmed,omitempty"`
@@ -224,6 +227,7 @@ var (
 	// WorkerStates add up to the number of slots. "down" is a slot that its
 	// restart policy leaves empty.
 	// "unhealthy" one whose own health check fails.
+	FilterKinds  = []string{"socket", "reuseport"}
 	WorkerStates = []string{"starting", "ready", StateUnhealthy, "draining", "stuck", "backoff", "down"}
 )
 

@@ -86,6 +86,7 @@ func listenerCounts(ln *dispatcher.ListenerStats) metrics.Listener {
 		AcceptErrors: counts(ln.AcceptErrors[:], dispatcher.AcceptError.String),
 		Pauses:       counts(ln.Pauses[:], dispatcher.PauseReason.String),
 		Paused:       ln.Paused,
+		Filters:      counts(ln.Filters[:], dispatcher.FilterKind.String),
 		Rearmed:      ln.Rearmed, Unreachable: ln.Unreachable,
 	}
 	if ln.KernelKnown {
