@@ -203,10 +203,12 @@ func (d *Dispatcher) rebind(ln *listener, s *socket, file *socketFile, o bindOpt
 	defer d.helpers.Done()
 	var next *socket
 	var err error
-	network, address := s.network, s.addr // never change
+	network, address, id := s.network, s.addr, ln.id // never change
 	if file != nil {
-		file.remove()
-		next, err = bindWithRights(network, address, o, file.rights)
+		next, err = d.gates.bindInTime(gateOf(id), bindLimit, func() (*socket, error) {
+			file.remove()
+			return bindWithRights(network, address, o, file.rights)
+		})
 	} else {
 		next, err = bindSocket(network, address, o)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 )
 
@@ -35,6 +36,7 @@ type FileCheck struct {
 
 // fileLook is one file to look at.
 type fileLook struct {
+	id          listenerID
 	wire        uint32
 	info        ListenerInfo
 	file        socketFile
@@ -82,7 +84,7 @@ func (l *loop) fileLooks() (looks []fileLook) {
 		if ln == nil || ln.closing || ln.sock == nil || ln.sock.file == nil {
 			continue
 		}
-		k := fileLook{wire: ln.wire, info: ln.info(), file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable[causeFile] != ""}
+		k := fileLook{id: ln.id, wire: ln.wire, info: ln.info(), file: *ln.sock.file, address: ln.addr, unreachable: ln.unreachable[causeFile] != ""}
 		if a := ln.asked; a != nil {
 			k.options = bindOptions{backlog: a.backlog, addMode: a.mode, uid: -1, gid: -1}
 		} else {
@@ -120,7 +122,10 @@ func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- []FileCheck)
 
 // lookAtFile reports whether the file was made again, or why it could not be.
 func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
-	why := k.file.state()
+	why := d.lookInTime(k.id, k.file.state)
+	if errors.Is(why, syscall.ETIMEDOUT) {
+		return false, nil // the file system hangs: nothing is known
+	}
 	if why == nil {
 		if k.unreachable {
 			d.post(func(l *loop) { l.reachable(l.withFile(k), causeFile) })
@@ -132,7 +137,10 @@ func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), causeFile, err) })
 		return false, err
 	}
-	s, err := bindWithRights("unix", k.address, k.options, k.file.rights)
+	address, options, rights := k.address, k.options, k.file.rights
+	s, err := d.gates.bindInTime(gateOf(k.id), bindLimit, func() (*socket, error) {
+		return bindWithRights("unix", address, options, rights)
+	})
 	if err != nil {
 		err = fmt.Errorf("%w, and it cannot be made again: %w", why, err)
 		d.post(func(l *loop) { l.setUnreachable(l.withFile(k), causeFile, err) })
@@ -149,6 +157,15 @@ func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 		_ = s.close()
 	}
 	return again, err
+}
+
+// gateOf is the gate of a listener's binds, next to those of the slots.
+func gateOf(id listenerID) int { return -1 - int(id) }
+
+// lookInTime calls look, which may hang: the directory may be in a file system of a worker.
+func (d *Dispatcher) lookInTime(id listenerID, look func() error) error {
+	_, err := d.gates.bindInTime(gateOf(id), bindLimit, func() (*socket, error) { return nil, look() })
+	return err
 }
 
 // withFile returns the listener that still has the file that was looked at, or nil.

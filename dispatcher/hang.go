@@ -114,7 +114,7 @@ func bindApart(ctx context.Context, bind func() (*socket, error), resultC chan<-
 	select {
 	case resultC <- bindResult{s, err}:
 	case <-ctx.Done():
-		if err == nil {
+		if s != nil && err == nil {
 			_ = s.close()
 		}
 	}
