@@ -56,6 +56,19 @@ func freePort(t testing.TB) string {
 	return ln.Addr().String()
 }
 
+// widePort is a port that is free at every address just now. The kernel chooses a port
+// for 127.0.0.1:0 that may be taken at another address.
+func widePort(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	return port
+}
+
 func TestResolve(t *testing.T) {
 	s := newStepped(t, Config{Configured: true})
 	port := func(ln *listener) string { _, p, _ := net.SplitHostPort(ln.addr); return p }

@@ -67,8 +67,9 @@ func TestABindWaitsForAListenerThatCloses(t *testing.T) {
 func TestABindWaitsForOtherWorkers(t *testing.T) {
 	s := newStepped(t, Config{})
 	a, b := s.peer(), s.peer()
-	ln := a.granted(1, "tcp", "127.0.0.1:0")
-	b.ask(1, "tcp", "127.0.0.1:0", 0)
+	loopback := "127.0.0.1:"+widePort(t)
+	ln := a.granted(1, "tcp", loopback)
+	b.ask(1, "tcp", loopback, 0)
 	b.answered(1)
 	_, port, _ := net.SplitHostPort(ln.addr)
 
