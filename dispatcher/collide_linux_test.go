@@ -67,7 +67,7 @@ func TestABindWaitsForAListenerThatCloses(t *testing.T) {
 func TestABindWaitsForOtherWorkers(t *testing.T) {
 	s := newStepped(t, Config{})
 	a, b := s.peer(), s.peer()
-	loopback := "127.0.0.1:"+widePort(t)
+	loopback := "127.0.0.1:" + widePort(t)
 	ln := a.granted(1, "tcp", loopback)
 	b.ask(1, "tcp", loopback, 0)
 	b.answered(1)
