@@ -40,7 +40,7 @@ func TestWorkerThatMakesAcceptBlock(t *testing.T) {
 
 func TestWorkerThatTrimsItsMessages(t *testing.T) {
 	t.Parallel()
-	attack{mode: "trim:70", policy: "rr"}.run(t)
+	attack{mode: "trim:40", policy: "rr", breaks: true}.run(t)
 }
 
 // As the first, and the master is killed while its helper hangs.
@@ -53,6 +53,7 @@ type attack struct {
 	mode, policy string
 	takes        int  // connections that each attack may take with it
 	kill         bool // end the master with SIGKILL
+	breaks       bool // it is a violation
 	flags        []string
 	atOnce       bool // the first process of slot 0 attacks
 }
@@ -81,6 +82,9 @@ func (a attack) run(t *testing.T) {
 	attacks := max(len(b.strangers(m)), 1)
 	if failed := attackLoad - r.Count(load.OK); failed > a.takes*attacks {
 		t.Errorf("%d of the others' clients failed", failed-a.takes*attacks)
+	}
+	if a.breaks && len(m.Events(harness.Named("worker.broke"))) == 0 {
+		t.Error("no worker was ended for it")
 	}
 	helpers := harness.Helpers(m.MasterPID())
 	if a.kill {
