@@ -60,9 +60,9 @@ func (ln *listener) live() (out []*socket) {
 	return out
 }
 
-// has reports whether s is still a socket of ln, which is not closing.
+// has reports whether s is still a socket of ln, which is not ending.
 func (l *loop) has(ln *listener, s *socket) bool {
-	return l.listeners[ln.id] == ln && !ln.closing && !l.draining && slices.Contains(ln.live(), s)
+	return l.listeners[ln.id] == ln && !ln.ending() && !l.draining && slices.Contains(ln.live(), s)
 }
 
 // fixedPort reports whether the socket stays bound when it no longer listens. The kernel
@@ -89,7 +89,7 @@ func (l *loop) reviveAll() {
 		return
 	}
 	for _, ln := range l.listeners {
-		if ln != nil && ln.shared && !ln.closing {
+		if ln != nil && ln.shared && !ln.ending() {
 			l.reviveDead(ln)
 		}
 	}

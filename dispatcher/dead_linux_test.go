@@ -292,27 +292,42 @@ func TestALockedFilterTakesANewSocket(t *testing.T) {
 
 // The filter that turns clients away at the end is rrd's own.
 func TestOurOwnFilterStays(t *testing.T) {
-	s := newStepped(t, Config{Policy: SchedNone, Configured: true})
-	ln := s.listen("web")
-	s.client(ln) // holds up the closing
-	s.l.startClosing(ln)
-	for range 3 {
-		s.pass(time.Duration(ignoredEvery) / 4)
-		s.step()
-		s.l.lookForIgnored()
-	}
-	s.until("the helper has answered", func() bool { return s.l.aside.Quiet() })
-	if s.heard("filtered") {
-		t.Errorf("our own filter was taken for one of a worker: %v", s.told)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	var dialer net.Dialer
-	if c, err := dialer.DialContext(ctx, "tcp", ln.addr); err == nil || !os.IsTimeout(err) && !strings.Contains(err.Error(), "deadline") {
-		if c != nil {
-			_ = c.Close()
-		}
-		t.Errorf("a new client: %v", err)
+	for _, how := range []string{"closing", "stopped"} {
+		t.Run(how, func(t *testing.T) {
+			s := newStepped(t, Config{Policy: SchedNone, Configured: true})
+			ln := s.listen("web")
+			s.client(ln) // holds up the end
+			if how == "closing" {
+				s.l.startClosing(ln)
+			} else {
+				ctx, cancel := context.WithCancel(t.Context())
+				stopped := make(chan error, 1)
+				go func() { stopped <- s.d.StopListener(ctx, ln.conf.Name, ln.conf.Address) }() // received below
+				defer func() {
+					cancel()
+					s.until("the stop has ended", func() bool { return len(stopped) > 0 })
+				}()
+				s.until("it is asked for", func() bool { return ln.stopped })
+			}
+			for range 3 {
+				s.pass(time.Duration(ignoredEvery) / 4)
+				s.step()
+				s.l.lookForIgnored()
+			}
+			s.until("the helper has answered", func() bool { return s.l.aside.Quiet() })
+			if s.heard("filtered") {
+				t.Errorf("our own filter was taken for one of a worker: %v", s.told)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			var dialer net.Dialer
+			if c, err := dialer.DialContext(ctx, "tcp", ln.addr); err == nil || !os.IsTimeout(err) && !strings.Contains(err.Error(), "deadline") {
+				if c != nil {
+					_ = c.Close()
+				}
+				t.Errorf("a new client: %v", err)
+			}
+		})
 	}
 }
 

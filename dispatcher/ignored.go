@@ -25,7 +25,7 @@ func (l *loop) lookForIgnored() {
 	l.ignoredAt = l.now + ignoredEvery
 	hook := l.cfg.Hooks.Ignored
 	for _, ln := range l.listeners {
-		if ln == nil || !ln.shared || ln.closing {
+		if ln == nil || !ln.shared || ln.ending() {
 			continue
 		}
 		l.tellRearmed(ln)

@@ -66,6 +66,10 @@ const (
 
 func isTCP(network string) bool { return strings.HasPrefix(network, "tcp") }
 
+// ending reports whether rrd turns new clients of ln away. Its filter and its shutdown are
+// then rrd's own.
+func (ln *listener) ending() bool { return ln.closing || ln.stopped }
+
 // inherited says that others have the socket too: the supervisor that opened it.
 func (ln *listener) inherited() bool { return ln.conf.Network == "fd" }
 
