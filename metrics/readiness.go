@@ -32,9 +32,9 @@ type Readiness struct {
 func Ready(s *Snapshot, err error) Readiness {
 	switch {
 	case err != nil:
-		return Readiness{Reason: "the dispatcher does not answer: " + err.Error()}
+		return Readiness{Reason: "the dispatch loop does not answer: " + err.Error()}
 	case s == nil:
-		return Readiness{Reason: "the dispatcher does not answer"}
+		return Readiness{Reason: "the dispatch loop does not answer"}
 	}
 	r := Readiness{}
 	late := 0

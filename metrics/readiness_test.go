@@ -37,7 +37,7 @@ func TestReady(t *testing.T) {
 		}, nil, 2,
 			"no client can connect to listener web: its file was removed"},
 		{"draining", func(s *Snapshot) { s.Draining = true }, nil, 2, "draining"},
-		{"no answer", func(*Snapshot) {}, errors.New("no copy within 1s"), 0, "the dispatcher does not answer: no copy within 1s"},
+		{"no answer", func(*Snapshot) {}, errors.New("no copy within 1s"), 0, "the dispatch loop does not answer: no copy within 1s"},
 	} {
 		s := &Snapshot{Time: time.Unix(1700000000, 0), Desired: 2, ReadyRule: ReadyRule{Min: 1, MaxWait: 5 * time.Second},
 			Workers: []Worker{{Slot: 0, State: "ready"}, {Slot: 1, State: "ready"}}}

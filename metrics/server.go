@@ -119,7 +119,7 @@ func (s *Server) serve(srv *http.Server, ln net.Listener, doneC chan<- error) {
 // serves nobody and is to be restarted.
 func (s *Server) healthy(w http.ResponseWriter, r *http.Request) {
 	if _, err := s.exporter.snapshot(r.Context()); err != nil {
-		text(w, http.StatusServiceUnavailable, "the dispatcher does not answer: "+err.Error())
+		text(w, http.StatusServiceUnavailable, "the dispatch loop does not answer: "+err.Error())
 		return
 	}
 	text(w, http.StatusOK, "rrd is healthy")

@@ -42,11 +42,11 @@ func TestEndpoints(t *testing.T) {
 	}{
 		{"healthy", "GET", "/-/healthy", ok, nil, 200, "rrd is healthy\n"},
 		{"healthy without workers", "GET", "/-/healthy", none, nil, 200, "rrd is healthy\n"},
-		{"loop hangs", "GET", "/-/healthy", ok, boom, 503, "the dispatcher does not answer: no copy within 1s forged line\n"},
+		{"loop hangs", "GET", "/-/healthy", ok, boom, 503, "the dispatch loop does not answer: no copy within 1s forged line\n"},
 		{"ready", "GET", "/-/ready", ok, nil, 200, "rrd is ready: 1 of 2 workers are ready\n"},
 		{"draining", "GET", "/-/ready", draining, nil, 503, "not ready: draining (1 of 2 workers are ready)\n"},
 		{"no worker", "GET", "/-/ready", none, nil, 503, "not ready: not enough workers are ready: --ready-min is 1 (0 of 2 workers are ready)\n"},
-		{"ready, loop hangs", "GET", "/-/ready", ok, boom, 503, "not ready: the dispatcher does not answer: no copy within 1s forged line\n"},
+		{"ready, loop hangs", "GET", "/-/ready", ok, boom, 503, "not ready: the dispatch loop does not answer: no copy within 1s forged line\n"},
 		{"head", "HEAD", "/-/healthy", ok, nil, 200, ""},
 		{"landing", "GET", "/", ok, nil, 200, `<a href="/metrics">`},
 		{"metrics", "GET", "/metrics", ok, nil, 200, `rrd_connections_accepted_total{listener=":80"} 100`},
