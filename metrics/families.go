@@ -51,7 +51,7 @@ var (
 
 	descAcceptErrors = desc("accept_errors_total", "Failed accepts, by error.", "listener", "reason")
 	descPauses       = desc("accept_pauses_total", "Times that accepting was paused, by reason.", "listener", "reason")
-	descRearms       = desc("listener_rearms_total", "Times that clients could not connect to an open listener, and can again.", "listener")
+	descRearms       = desc("listener_rearms_total", "Times that rrd made a listener work again after clients could not connect.", "listener")
 	descFilters      = desc("listener_filters_removed_total", "Filters that workers had attached to a shared listener, removed, by kind.", "listener", "kind")
 	descUnreachable  = desc("listener_unreachable", "Whether no client can connect to an open listener.", "listener")
 	descPaused       = desc("listener_paused", "Whether accepting is paused at the moment.", "listener")
