@@ -380,6 +380,7 @@ func (l *loop) bound(key string, k *link, closes uint64, s *socket, err error) {
 	if err != nil && first && l.waitsForPort(a, closes, err) {
 		return
 	}
+	a.giveUpAt = 0 // another bind of it waits anew
 	switch {
 	case err == nil && first:
 		a.ln, err = l.open(ListenerConfig{Name: a.name(), Network: a.network, Address: a.address,

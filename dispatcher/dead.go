@@ -136,7 +136,12 @@ func (l *loop) beginRevival(s *socket) {
 	l.revivals.busy++
 }
 
+// endRevival ends the revival of s, if it has not ended: when s closed, a helper may have
+// been at it still.
 func (l *loop) endRevival(s *socket) {
+	if !s.revival.busy {
+		return
+	}
 	s.revival.busy, s.revival.asked = false, false
 	if l.revivals.busy--; l.revivals.busy > 0 {
 		return

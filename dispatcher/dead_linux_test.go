@@ -370,3 +370,25 @@ func TestAFilterOfAnInheritedSocketStays(t *testing.T) {
 		}
 	}
 }
+
+// A socket that closes while a helper is at it is no longer counted, and the answer that
+// comes later counts for nothing.
+func TestAListenerClosesWhileItIsRevived(t *testing.T) {
+	s := newStepped(t, Config{Policy: SchedNone, Configured: true, HangTimeout: hangIn})
+	s.hangingHelper()
+	ln := s.open(ListenerConfig{Name: "web", Network: "tcp4", Address: freePort(t), UID: -1, GID: -1})
+	shutDown(t, ln.sock.fd)
+	s.l.reviveAll()
+	s.until("a helper is at it", func() bool { return s.l.aside.Fresh(s.l.now) })
+	s.l.startClosing(ln)
+	s.pass(time.Duration(closeWait))
+	s.rest()
+	if len(ln.sockets()) > 0 || s.l.revivals.busy != 0 {
+		t.Errorf("%d sockets, %d are revived", len(ln.sockets()), s.l.revivals.busy)
+	}
+	s.run(hangIn)
+	s.mustHear("useless 1")
+	if s.l.revivals.busy != 0 {
+		t.Errorf("%d are revived after the answer", s.l.revivals.busy)
+	}
+}

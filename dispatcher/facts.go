@@ -97,7 +97,6 @@ func (l *loop) closeSocket(ln *listener, s *socket) {
 		return
 	}
 	// A process that holds it may listen on.
-	s.file.remove()
 	key := s.key()
 	l.askHelper(aside.Request{Call: aside.DetachFilter, FD: handoff.Own(s.fd.Release()), Key: key, Given: true})
 }

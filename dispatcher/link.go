@@ -362,8 +362,14 @@ func (l *loop) drain(worker uint64) {
 // maxDeaths: the third worker that dies having read a connection was its last.
 const maxDeaths = 3
 
-// sayAgain repeats a recalled frame.
+// sayAgain repeats a recalled frame. The ticket keys may be others by now.
 func (l *loop) sayAgain(k *link, f handoff.Frame) {
+	if f.Type == handoff.Tickets {
+		if l.tickets.serial > 0 {
+			l.sayTickets(k)
+		}
+		return
+	}
 	share := l.lendAgain(k, &f)
 	l.say(k, f, share)
 }

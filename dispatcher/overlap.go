@@ -45,7 +45,8 @@ func (d *Dispatcher) bindBeside(c ListenerConfig, leaving leaver, try bool) (*so
 	}
 	set, err := d.setReuseport(c, leaving, 1)
 	if err != nil {
-		return nil, err
+		_, undo := d.setReuseport(c, leaving, 0) // some may have it
+		return nil, errors.Join(err, undo)
 	}
 	if set == 0 {
 		return nil, inUse // by another process

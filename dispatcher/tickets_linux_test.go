@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"rrd/dispatcher/internal/aside"
 	"rrd/handoff"
 )
 
@@ -176,5 +177,23 @@ func TestTicketRotateChanges(t *testing.T) {
 	}
 	if b, _ := p.keys(); len(b) != 1 {
 		t.Error("the worker that had keys before gets no new ones")
+	}
+}
+
+// Keys that are recalled from a late worker are said again as they are by then: it may have
+// read newer ones between the recall and its end.
+func TestRecalledTicketsAreTheNewest(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, TicketRotate: time.Hour})
+	p := s.peer()
+	p.say(askTickets)
+	s.step()
+	p.keys()
+	recalled := *p.last(handoff.Tickets)
+	s.l.rotateTickets()
+	p.k.recalling = recalling{under: true, alive: true, again: []handoff.Frame{recalled}}
+	s.l.recalled(p.k, &aside.Answer{Known: true})
+	s.settle()
+	if b, n := p.keys(); n != 2 || len(b) != 2 {
+		t.Errorf("the last that it hears: serial %d, %d keys", n, len(b))
 	}
 }
