@@ -229,6 +229,11 @@ func TestAdoptedOrphan(t *testing.T) {
 	}
 	recv(t, e.orphanC)
 	recv(t, e.startedC)
+	second, err := strconv.Atoi(e.line(t)) // of its successor, and outside of that one's group
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(second, syscall.SIGKILL)
 	e.replace(t, e.stand(t))
 	if s := e.Snapshot().Slots[0]; len(s.Older) != 1 || s.Older[0].State != StateOrphan || s.Older[0].ReaderPID != reader {
 		t.Errorf("%+v", s)
