@@ -60,6 +60,7 @@ func (p *Pool) Freeze(ctx context.Context) error {
 	}
 	if p.out != nil {
 		p.out.flush()
+		p.out.rest() // what is left crosses
 	}
 	return nil
 }
@@ -203,7 +204,7 @@ func (p *Pool) goOn(f *freeze) {
 		p.postpone(d)
 	}
 	if p.out != nil {
-		p.out.hurry(false)
+		p.out.goOn()
 	}
 	for _, pr := range p.procs {
 		pr.releaseReaders()
@@ -216,7 +217,7 @@ func (p *Pool) goOn(f *freeze) {
 // holdReaders stops all that read from workers.
 func (p *Pool) holdReaders() error {
 	if p.out != nil {
-		p.out.hurry(true) // a reader that waits for room is to rest
+		p.out.hurry() // a reader that waits for room is to rest
 	}
 	for _, pr := range p.procs {
 		if err := pr.holdReaders(); err != nil {

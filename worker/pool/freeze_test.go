@@ -336,3 +336,35 @@ func TestFreezeWaitsForHooks(t *testing.T) {
 		w.finish()
 	})
 }
+
+// The lines that cross in the State are written by the next image. Until Thaw this one
+// writes none of them.
+func TestFrozenOutputIsWrittenOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &slowSink{each: 10 * time.Millisecond}
+		w := newWorld(t, Config{Size: 1, Output: Output{Mode: OutputJSON, Record: sink.record}}).run()
+		w.Ready(w.id(0))
+		synctest.Wait()
+		const n = 1000 // more than a freeze waits for
+		for range n {
+			w.out.put(Line{Text: []byte("line")}, alive)
+		}
+		if err := w.Freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.State()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Minute)
+		if got := int(sink.lines.Load()) + len(s.OutputLines); len(s.OutputLines) == 0 || got != n && got != n-1 { // one was with the sink
+			t.Errorf("%d lines are written and %d cross, of %d", sink.lines.Load(), len(s.OutputLines), n)
+		}
+		w.Thaw()
+		w.pass(time.Minute)
+		if got := sink.lines.Load(); got != n {
+			t.Errorf("%d lines after Thaw, want %d", got, n)
+		}
+		w.finish()
+	})
+}

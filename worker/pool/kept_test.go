@@ -241,6 +241,31 @@ func TestKeptDrainInTurn(t *testing.T) {
 	})
 }
 
+// A stop has kept processes that wait for their turn drain, also when the drain spread was
+// switched off meanwhile.
+func TestStopWhileKeptWaitForTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serving(t, 2, Config{DrainSpread: 10 * time.Second, DrainTimeout: 20 * time.Second})
+		r := w.roll(RollConfig{})
+		w.readyNext(0)
+		w.readyNext(1)
+		if err := r.rolled(); err != nil {
+			t.Error(err)
+		}
+		w.wantOldOnes(1, "1.1 ready")
+		if err := w.SetLimits(Limits{DrainTimeout: 20 * time.Second}); err != nil {
+			t.Error(err)
+		}
+		w.Stop()
+		synctest.Wait()
+		w.wantOldOnes(1, "1.1 draining")
+		w.StopNow()
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // RollKeep bounds the kept processes; the others drain at once, and are started again if
 // the roll fails.
 func TestRollKeepsSome(t *testing.T) {

@@ -45,6 +45,7 @@ type printer struct {
 	moved   time.Time // when the sink took something last, or was given something
 	seen    uint64    // accepted() then
 	hurried bool      // a freeze: nobody waits for room
+	resting bool      // a freeze: the sink gets nothing, for the queue is in the State
 	ending  bool
 	lost    uint64
 	told    uint64 // of lost, in lines that the sink got
@@ -91,7 +92,7 @@ func (p *printer) print() {
 func (p *printer) next() (Line, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) == 0 {
+	if len(p.queue) == 0 || p.resting {
 		return Line{}, false
 	}
 	l := p.queue[0]
@@ -204,12 +205,27 @@ func (p *printer) wake() {
 	}
 }
 
-// hurry has nobody wait for room, or again.
-func (p *printer) hurry(on bool) {
+// hurry begins a freeze: nobody waits for room.
+func (p *printer) hurry() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hurried = on
+	p.hurried = true
 	p.changed()
+}
+
+// rest has the sink get nothing until goOn.
+func (p *printer) rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resting = true
+}
+
+// goOn ends a freeze.
+func (p *printer) goOn() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hurried, p.resting = false, false
+	p.wake()
 }
 
 // poke has who waits for room look again.

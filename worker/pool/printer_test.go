@@ -179,7 +179,7 @@ func TestLinesCrossAnUpgrade(t *testing.T) {
 			close(readC)
 		}()
 		time.Sleep(10 * time.Second)
-		p.hurry(true)
+		p.hurry()
 		<-readC
 		left := p.flush()
 		lines, more := p.pending(maxSavedOutput)

@@ -187,9 +187,6 @@ func (p *Pool) hasten(pr *proc, now time.Time) {
 // spread has the workers that serve told to drain one after the other: the first now,
 // each of the others its share of DrainSpread later. vacate leaves those alone.
 func (p *Pool) spread() {
-	if p.cfg.DrainSpread <= 0 {
-		return
-	}
 	now := time.Now()
 	if p.cfg.DrainTimeout >= 0 {
 		p.drainEnd = now.Add(p.cfg.DrainTimeout)
