@@ -85,8 +85,11 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 			HelperUseless: m.helpers.useless,
 			Rearmed:       m.listenerRearmed, Unreachable: m.listenerUnreachable,
 			Filtered: func(f dispatcher.Filter) {
-				m.log.Error().Str("event", "listener.filtered").Str("listener", f.Listener.Name).Str("address", f.Listener.Address).
-					Str("kind", f.Kind.String()).Int("times", f.Times).
+				if !m.flood.passes("listener.filtered", allSlots) {
+					return
+				}
+				m.log.Error().Str("event", "listener.filtered").Str("listener", dispatcher.Printable(f.Listener.Name)).
+					Str("address", dispatcher.Printable(f.Listener.Address)).Str("kind", f.Kind.String()).Int("times", f.Times).
 					Msg("a worker had attached a filter to the shared listener, and it was removed")
 			},
 			Ignored: func(i dispatcher.ListenerInfo) {

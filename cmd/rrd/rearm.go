@@ -60,8 +60,10 @@ func (r *rerolls) want(at time.Time) {
 // listenerRearmed is a hook of the dispatcher.
 func (m *master) listenerRearmed(r dispatcher.Rearm) {
 	i := r.Listener
-	m.log.Warn().Str("event", "listener.rearmed").Str("listener", i.Name).Str("address", i.Address).Str("reason", r.Why).
-		Int("times", r.Times).Bool("replaced", r.Replaced).Msg("clients could not connect to this listener, and can again")
+	if m.flood.passes("listener.rearmed", allSlots) {
+		m.log.Warn().Str("event", "listener.rearmed").Str("listener", dispatcher.Printable(i.Name)).Str("address", dispatcher.Printable(i.Address)).
+			Str("reason", r.Why).Int("times", r.Times).Bool("replaced", r.Replaced).Msg("clients could not connect to this listener, and can again")
+	}
 	configured := slices.DeleteFunc(slices.Clone(m.current().Listen), func(c dispatcher.ListenerConfig) bool { return c.Name != i.Name })
 	if !i.Asked && len(configured) > 0 {
 		m.releaseSockets(configured) // the stored socket may be the old one
@@ -74,7 +76,10 @@ func (m *master) listenerRearmed(r dispatcher.Rearm) {
 
 // listenerUnreachable is a hook of the dispatcher.
 func (m *master) listenerUnreachable(i dispatcher.ListenerInfo, err error) {
-	m.log.Error().Str("event", "listener.unreachable").Str("listener", i.Name).Str("address", i.Address).Err(err).
+	if !m.flood.passes("listener.unreachable", allSlots) {
+		return
+	}
+	m.log.Error().Str("event", "listener.unreachable").Str("listener", dispatcher.Printable(i.Name)).Str("address", dispatcher.Printable(i.Address)).Err(err).
 		Msg("no client can connect to this listener")
 }
 
@@ -105,7 +110,7 @@ func (m *master) rollForSockets(ctx context.Context) {
 
 // reroll is one roll, if it is still needed. Preconditions: reloads.running is held.
 func (m *master) reroll() error {
-	if !m.rerolls.due() || m.stopping.Load() {
+	if !m.rerolls.due() || m.ends() {
 		return nil
 	}
 	m.reloads.rolling.Lock()
