@@ -9,7 +9,7 @@ import (
 // that recovers sooner is busy, and its clients hardly notice.
 const lateAfter = 500 * time.Millisecond
 
-// ReadyRule is what readiness takes; the zero value takes one worker.
+// ReadyRule is the condition of readiness. The zero value asks for one worker.
 type ReadyRule struct {
 	// Min is the number of workers that must be ready and answer; 0 means 1.
 	Min int
@@ -22,13 +22,13 @@ type Readiness struct {
 	OK bool
 	// Workers is the number of workers that are ready and answer.
 	Workers int
-	// Reason says in a few words why OK is false.
+	// Reason is the reason why OK is false, in a few words.
 	Reason string
 }
 
-// Ready decides whether new clients are to be sent here. It is the only rule: /-/ready,
-// /status.json, rrdctl status and STATUS= show what it says. s and err are what a Source
-// has returned.
+// Ready decides whether load balancers should send new clients here. It is the only rule:
+// /-/ready, /status.json, rrdctl status and STATUS= show its result. s and err are the
+// results of a Source.
 func Ready(s *Snapshot, err error) Readiness {
 	switch {
 	case err != nil:
@@ -52,8 +52,8 @@ func Ready(s *Snapshot, err error) Readiness {
 	return r
 }
 
-// whyNotReady returns "" if the service is ready. Workers counts the ones that are ready
-// and answer, late the ones that are ready and do not.
+// whyNotReady returns "" if the service is ready. workers is the number of ready workers
+// that answer, and late the number of ready workers that do not.
 func (s *Snapshot) whyNotReady(workers, late int) string {
 	least, limit := max(s.ReadyRule.Min, 1), s.ReadyRule.MaxWait
 	sinceTimeout := s.Time.Sub(s.LastQueueTimeout)

@@ -86,7 +86,7 @@ type Reloads struct {
 // Helper is one helper process.
 type Helper struct {
 	PID int `json:"pid"`
-	// Busy is how many seconds it has been at a call; 0: it waits for one.
+	// Busy is the age of its call in seconds; 0: no call is under way.
 	Busy float64 `json:"busy_s,omitempty"`
 }
 

@@ -31,10 +31,10 @@ func openFilesLimit() (int, error) {
 }
 
 const (
-	// leastAsked are listeners that workers can ask for whatever the budget: they come
-	// out of its reserve of 64.
+	// leastAsked is the number of listeners that workers can ask for under any budget. They
+	// come out of its reserve of 64.
 	leastAsked = 16
-	// mostAsked is below the number of listeners that an upgrade in place believes.
+	// mostAsked is below the largest number of listeners that an upgrade in place accepts.
 	mostAsked = 1 << 15
 )
 
@@ -58,9 +58,9 @@ func (c *config) askedLimit() int {
 	return c.maxAsked(limit)
 }
 
-// workersInReload is how many workers may serve while a reload is under way: the new
-// ones, the kept ones, and those whose successor is starting. FDBudget counts two for
-// each slot, which is the most.
+// workersInReload returns the largest number of workers during a reload: the new ones, the
+// kept ones, and those whose successor is starting. FDBudget counts two for each slot, so
+// it covers them.
 func (c *config) workersInReload() int {
 	keep := c.RollKeep
 	if keep == 0 {

@@ -48,7 +48,7 @@ func (c *config) checkBuiltIn() error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.Credential.UID, Gid: c.Credential.GID}}
 	err := cmd.Run()
 	if !errors.Is(err, syscall.EACCES) {
-		return nil // whatever else is wrong is the worker's to say
+		return nil // the worker reports any other error
 	}
 	option := "user"
 	if c.user == nil {

@@ -132,7 +132,7 @@ func tryAddress(ln *dispatcher.ListenerConfig) (io.Closer, error) {
 	return h, nil
 }
 
-// bindProblem says why an address cannot be bound.
+// bindProblem returns the reason why an address cannot be bound.
 func bindProblem(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):

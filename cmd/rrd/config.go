@@ -59,8 +59,8 @@ type config struct {
 	// TicketRotate is how often the keys of TLS session tickets change.
 	TicketRotate time.Duration
 
-	ReadyMin     int           // workers that readiness takes
-	ReadyMaxWait time.Duration // of the oldest waiting connection, for readiness
+	ReadyMin     int           // workers that must be ready for /-/ready
+	ReadyMaxWait time.Duration // age of the oldest waiting connection that ends readiness
 
 	// WorkerProtocol is auto only for programs whose kind shows when they run.
 	// ProtocolReason says why it was chosen if it was auto.

@@ -61,7 +61,7 @@ func (m *master) CheckConfig(path string) (control.Config, error) {
 	if err := m.checkNewAddresses(c, diff); err != nil {
 		return control.Config{}, err
 	}
-	if m.reloads.running.TryLock() { // else a reload looks at them
+	if m.reloads.running.TryLock() { // otherwise a reload checks them
 		warnings, err := m.checkFiles(context.Background(), c)
 		m.reloads.running.Unlock()
 		if err != nil {
@@ -94,7 +94,7 @@ func withConfig(args []string, path string) []string {
 	return slices.Concat(args, []string{flag})
 }
 
-// checkNewAddresses binds what this master does not have, and lets go of it.
+// checkNewAddresses binds the addresses that this master does not have, and closes them.
 func (m *master) checkNewAddresses(c *config, diff *listenerDiff) error {
 	running := m.current()
 	written := c.settings["listen"]

@@ -17,7 +17,7 @@ import (
 const (
 	// keptEvents is how many records rrdctl events shows without --follow.
 	keptEvents = 256
-	// savedEvents is how many bytes of them cross an upgrade in place.
+	// savedEvents bounds the bytes of events that cross an upgrade in place.
 	savedEvents = 512 << 10
 	// followQueue is how many records may wait for one follower.
 	followQueue = 256
@@ -155,7 +155,7 @@ func (h *eventHub) saved() []json.RawMessage {
 	return last[first:]
 }
 
-// restore puts the records of the image before where rrdctl events looks.
+// restore puts the records of the previous image into the history for rrdctl events.
 func (h *eventHub) restore(records []json.RawMessage) {
 	for _, record := range records {
 		h.publish(record)

@@ -25,7 +25,7 @@ type controls struct {
 	gate *logGate
 	ln   *control.Listener // nil: there is none
 	at   string            // its path
-	// unreachable is why its file could not be made again, "" if it is there.
+	// unreachable is the reason why its file could not be made again; "" if it is there.
 	unreachable string
 	stopC       chan bool // asks supervise to stop; true: now
 	overC       chan struct{}

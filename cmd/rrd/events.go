@@ -103,7 +103,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 	}
 }
 
-// slotOf is the slot of a worker, or allSlots if it is not known.
+// slotOf returns the slot of a worker, or allSlots if it is not known.
 func (m *master) slotOf(id uint64) int {
 	if slot, ok := m.slots.Load(id); ok {
 		return slot.(int)
@@ -111,7 +111,7 @@ func (m *master) slotOf(id uint64) int {
 	return allSlots
 }
 
-// leftOut tells of records that a floodgate has left out.
+// leftOut logs the number of records that a floodgate has left out.
 func (m *master) leftOut(f flood, records int) {
 	e := m.log.Warn().Str("event", "log.left_out").Str("of", f.event).Int("records", records)
 	if f.slot != allSlots {
@@ -340,14 +340,16 @@ func (m *master) workerDrain(w pool.Worker) {
 	}
 }
 
-// workerReplaced: a roll keeps the worker, and its successor gets the connections.
+// workerReplaced is a hook of the pool: a roll keeps the worker, and its successor gets
+// the connections.
 func (m *master) workerReplaced(w pool.Worker) {
 	if err := m.dispatcher.Replace(w.ID); err != nil {
 		m.log.Error().Str("event", "worker.replaced").Int("worker", w.Slot).Err(err).Msg("a replaced worker still gets connections")
 	}
 }
 
-// workerRestored: the roll has failed.
+// workerRestored is a hook of the pool: the roll has failed, and a kept worker gets
+// connections again.
 func (m *master) workerRestored(w pool.Worker) {
 	if err := m.dispatcher.Reinstate(w.ID); err != nil {
 		m.log.Error().Str("event", "worker.restored").Int("worker", w.Slot).Err(err).Msg("worker cannot be given connections")

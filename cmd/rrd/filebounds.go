@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Bounds on what the TOML decoder is given. Its time grows with the square of the depth of
-// a key or a value, so that 32 kB of dots took it minutes. A configuration is flat and short.
+// These bounds protect the TOML decoder. Its time grows with the square of the depth of
+// a key or a value: 32 kB of dots took minutes. A configuration is flat and short.
 const (
 	maxConfig   = 256 << 10 // bytes
 	maxKeyDepth = 8         // parts of a key, as in a.b.c
@@ -17,9 +17,9 @@ const (
 	maxKey      = 256       // bytes of a word: a key, or a number
 )
 
-// checkShape refuses a file that is out of bounds, and says in which line. It knows of TOML
-// only what ends a string and a comment. If the file is no TOML it may stop early, as the
-// decoder does at the same place.
+// checkShape refuses a file that is out of bounds, and names the line. Of TOML it knows
+// only the ends of strings and comments. If the file is not TOML, checkShape may stop early,
+// and the decoder then stops at the same place.
 func checkShape(data string) (line int, err error) {
 	if len(data) > maxConfig {
 		return 0, fmt.Errorf("is longer than %d bytes, which no configuration is: name another file", maxConfig)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// floodgate limits the records that a worker can cause as often as it likes. The number of
-// records that were left out is told, a second later and once a second while it goes on.
+// floodgate limits the records that a worker can cause as often as it likes. It reports the
+// number of records left out after a second, and then once a second while more are left out.
 type floodgate struct {
 	tell func(f flood, records int)
 
@@ -17,7 +17,7 @@ type floodgate struct {
 	over   bool
 }
 
-// flood is what is limited on its own: an event, of the worker in a slot or of all.
+// flood names one limit: for an event, of the worker in one slot or of all workers.
 type flood struct {
 	event string
 	slot  int // allSlots: of all
@@ -25,8 +25,9 @@ type flood struct {
 
 const (
 	allSlots = -1
-	// floodBurst is how many records of an event about one worker come at once, floodRate
-	// how many a second after that. Of events of all workers there are more.
+	// floodBurst is the number of records of one event and worker that pass at once.
+	// floodRate is the number that pass in each second after that. The limits for all
+	// workers together are floodBurstAll and floodRateAll.
 	floodBurst    = 20
 	floodRate     = 1
 	floodBurstAll = 100
@@ -43,8 +44,8 @@ func (f flood) limits() (burst, rate float64) {
 
 type floodState struct {
 	tokens float64
-	at     time.Time // when tokens was right
-	left   int       // records left out and not told of
+	at     time.Time // time of tokens
+	left   int       // records left out and not reported yet
 	timer  *time.Timer
 }
 
@@ -77,7 +78,7 @@ func (g *floodgate) passes(event string, slot int) bool {
 	return false
 }
 
-// report tells of what was left out.
+// report reports the records that were left out.
 func (g *floodgate) report(f flood) {
 	g.mu.Lock()
 	s := g.floods[f]
@@ -89,7 +90,7 @@ func (g *floodgate) report(f flood) {
 	}
 }
 
-// close tells of what is left, and starts no timer any more.
+// close makes a last report, and no timer starts after it.
 func (g *floodgate) close() {
 	g.mu.Lock()
 	g.over = true

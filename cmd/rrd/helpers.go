@@ -14,18 +14,18 @@ import (
 	"rrd/handoff"
 )
 
-// Helpers make system calls for the dispatcher that may wait for a worker. Each is
-// this program again, in a session of its own: a signal from a terminal or to the
-// master's process group is not for it. It ends when its socket is closed.
+// Helpers make the system calls of the dispatcher that may wait for a worker. Each is
+// a process of this program in a session of its own, so signals from a terminal or to the
+// master's process group do not reach it. It ends when its socket is closed.
 
 // helpers starts them when the dispatcher wants one, and reaps them.
 type helpers struct {
 	m       *master
 	wantedC chan struct{} // a token
 
-	mu        sync.Mutex // held while one is started, and by an upgrade
+	mu        sync.Mutex // held while a helper starts, and by an upgrade
 	processes map[int]*os.Process
-	over      bool           // none is started any more
+	over      bool           // no helper starts any more
 	waited    sync.WaitGroup // for the ends of the processes
 }
 
@@ -37,7 +37,7 @@ func newHelpers(m *master) *helpers {
 	return &helpers{m: m, wantedC: make(chan struct{}, 1), processes: make(map[int]*os.Process)}
 }
 
-// want asks for one more. It does not wait.
+// want asks for one more helper. It does not wait.
 func (h *helpers) want() {
 	select {
 	case h.wantedC <- struct{}{}:
@@ -123,7 +123,7 @@ func (h *helpers) kill(pid int) {
 	}
 }
 
-// pids lists those that have not ended. Preconditions: mu is held.
+// pids lists the helpers that have not ended. Preconditions: mu is held.
 func (h *helpers) pids() (pids []int) {
 	for pid := range h.processes {
 		pids = append(pids, pid)
@@ -132,7 +132,7 @@ func (h *helpers) pids() (pids []int) {
 	return pids
 }
 
-// adopt waits for the helpers of the image before: they end by themselves.
+// adopt waits for the helpers of the previous image, which end by themselves.
 func (h *helpers) adopt(pids []int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -47,7 +47,7 @@ func (d *lameDuck) now() duckPhase {
 	return d.phase
 }
 
-// drains reports whether there is no way back.
+// drains reports whether the master has begun to close its listeners, for good.
 func (d *lameDuck) drains() bool { return d.now() == closed }
 
 // lame reports whether new connections are served although the master is not ready.
@@ -66,8 +66,8 @@ func (d *lameDuck) age() time.Duration {
 	return max(time.Since(d.since), 1)
 }
 
-// stayOut makes a lame duck without an end of a master that has just been restored, if
-// the image before was one.
+// stayOut makes a restored master a lame duck without an end, if the previous image was
+// one.
 func (m *master) stayOut(age time.Duration) {
 	if age > 0 {
 		m.duck.phase, m.duck.since = servesOn, time.Now().Add(-age)
@@ -82,7 +82,7 @@ func (d *lameDuck) backC() <-chan struct{} {
 	return d.back
 }
 
-// departure is why the master leaves rotation.
+// departure is the reason why the master leaves rotation.
 type departure int
 
 const (
@@ -110,9 +110,9 @@ func (m *master) leave(why departure) (since time.Time, backC <-chan struct{}, f
 	return d.since, d.back, first
 }
 
-// waitLame waits until --lame-duck is over. drain reports whether the listeners are to be
-// closed now: not if undrain came, or ctx has ended. first reports whether this is the
-// first call that says so.
+// waitLame waits until --lame-duck is over. drain reports whether to close the listeners
+// now. It is false after undrain and after the end of ctx. first reports whether this is
+// the first call with drain true.
 func (m *master) waitLame(ctx context.Context, since time.Time, backC <-chan struct{}) (drain, first bool) {
 	if limit := m.current().LameDuck; limit != off && !m.duck.drains() {
 		if rest := time.Until(since.Add(limit)); rest > 0 {
@@ -170,7 +170,7 @@ func (m *master) stopNow(field, why string) {
 	m.pool.StopNow()
 }
 
-// outOfRotation is WINCH: what drain does. With a controlling terminal it only means that
+// outOfRotation handles WINCH as drain. With a controlling terminal, WINCH only means that
 // the window has another size.
 func (m *master) outOfRotation(sig os.Signal) {
 	if !hasTerminal() {
@@ -178,7 +178,7 @@ func (m *master) outOfRotation(sig os.Signal) {
 	}
 }
 
-// serveOn makes the master a lame duck without an end, which field and why explain.
+// serveOn makes the master a lame duck without an end. The record has why under field.
 func (m *master) serveOn(field, why string) {
 	if _, _, first := m.leave(toServeOn); first {
 		m.log.Info().Str("event", "lameduck.start").Str(field, why).Msg("not ready any more, and serving until told otherwise")

@@ -16,11 +16,13 @@ import (
 // process takes the channel and does not pass it on, so the second one binds the port by
 // itself: no worker is ever ready, and all but one fail with EADDRINUSE.
 
-// packageManagers always do that. The second line has the names of their scripts.
+// packageManagers always start a second process. The second line has the names of their
+// scripts.
 var packageManagers = []string{"npm", "npx", "pnpm", "pnpx", "yarn", "yarnpkg", "corepack",
 	"npm-cli.js", "npx-cli.js", "pnpm.cjs", "pnpx.cjs", "yarn.js", "corepack.js"}
 
-// runners may do that: it depends on their version and flags. The value says what to run.
+// runners may start one, depending on their version and flags. The value is the command to
+// run instead.
 var runners = map[string]string{
 	"tsx":         "node --import tsx server.ts",
 	"ts-node":     "node -r ts-node/register server.ts",
@@ -44,8 +46,8 @@ type launcher struct {
 	runner string
 }
 
-// findLauncher looks at the words of a command, through shells and wrappers. target
-// returns the file that a program's name leads to; nil: names are not looked up.
+// findLauncher finds the launcher in a command, behind shells and wrappers. target
+// returns the file of a program's name. If it is nil, names are not looked up.
 func findLauncher(words []string, target func(name string) string) (l launcher) {
 	words = unwrap(words)
 	if len(words) == 0 {
@@ -78,8 +80,7 @@ func findLauncher(words []string, target func(name string) string) (l launcher) 
 	return l
 }
 
-// secondNode returns the flag of Node's own with which it runs the program in another
-// process, or "".
+// secondNode returns the flag with which Node runs the program in another process, or "".
 func secondNode(flags []string) string {
 	for _, f := range flags {
 		switch name := pool.NodeFlagName(f); name {
@@ -92,7 +93,7 @@ func secondNode(flags []string) string {
 
 // unwrap returns the words of the program that a command comes to run, and its arguments.
 func unwrap(words []string) []string {
-	for range 8 { // deeper is not meant seriously
+	for range 8 { // no real command is deeper
 		if len(words) == 0 {
 			return nil
 		}
@@ -120,8 +121,8 @@ func unwrap(words []string) []string {
 // envValueFlags are the flags of env whose value is the next word.
 var envValueFlags = []string{"-u", "--unset", "-C", "--chdir"}
 
-// wrapped returns the words of a wrapper's own command, from the first on that names a
-// program which matters here; nil: none does.
+// wrapped returns the words of a wrapper's own command, from the first name of a program
+// that matters here. It returns nil if no word is such a name.
 func wrapped(words []string) []string {
 	for i, word := range words {
 		base := filepath.Base(word)
@@ -172,9 +173,8 @@ func shellScript(words []string) (script string, ok bool) {
 	return "", false
 }
 
-// lastCommand returns the words of the simple command of a shell script that stays when
-// the ones before it have ended. What a pipe or || adds to it is left out. Quotes are taken
-// off, and variables left as they are.
+// lastCommand returns the words of the last simple command of a shell script. It leaves out
+// a pipe or || after that command. It removes quotes and leaves variables as they are.
 func lastCommand(script string) (words []string) {
 	var word strings.Builder
 	inWord, quote, skips, begins := false, rune(0), false, true
@@ -217,10 +217,11 @@ func lastCommand(script string) (words []string) {
 	return words
 }
 
-// ownSocket returns the judge of a slot's unix sockets: it reports whether a path is one
-// that a tool made for itself, which makes no worker ready. That is a path in the
-// temporary directory that has the process's own number in it, as no other worker could
-// share it, or any path there if the command is one of runners.
+// ownSocket returns a function for the unix sockets of a slot. The function reports whether
+// a path belongs to a socket that a tool made for itself. Such a socket makes no worker
+// ready. It is in the temporary directory and has the pid of the process in its path, so
+// that no other worker could share it. If the command is one of runners, any path in the
+// temporary directory is such a socket.
 func (c *config) ownSocket(slot int) func(path string, pid int) bool {
 	dir := c.tempDir(slot)
 	runner := findLauncher(c.Command, nil).runner != ""
@@ -230,12 +231,12 @@ func (c *config) ownSocket(slot int) func(path string, pid int) bool {
 	}
 }
 
-// hasNumber reports whether s has number in it, not as a part of a longer one.
+// hasNumber reports whether s contains number, and not as a part of a longer number.
 func hasNumber(s, number string) bool {
 	return slices.Contains(strings.FieldsFunc(s, func(r rune) bool { return r < '0' || r > '9' }), number)
 }
 
-// tempDir is where Node's os.tmpdir() is, in the worker of a slot.
+// tempDir returns the directory of Node's os.tmpdir() in the worker of a slot.
 func (c *config) tempDir(slot int) string {
 	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
 		if v := c.workerVariable(name); v != "" {
@@ -245,8 +246,8 @@ func (c *config) tempDir(slot int) string {
 	return "/tmp"
 }
 
-// checkLauncher refuses a command that keeps the channel from the program, and warns of
-// one that may.
+// checkLauncher refuses a command that keeps the channel from the program. It warns of a
+// command that may do so.
 func (c *config) checkLauncher(h *host) error {
 	command := slices.Clone(c.Command)
 	command[0] = firstWorker.Replace(command[0])
@@ -266,11 +267,11 @@ func (c *config) checkLauncher(h *host) error {
 	return nil
 }
 
-// targetOf returns the file that a program's name leads to in a worker, or name.
+// targetOf returns the file of a program's name in a worker, or name if there is none.
 func (c *config) targetOf(h *host, name string) string {
 	path, err := c.pathOf(name)
 	if err != nil {
-		return name // the start will tell
+		return name // the start reports the error
 	}
 	target, _ := h.program(path)
 	return target

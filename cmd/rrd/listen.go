@@ -24,7 +24,7 @@ const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 // never mistaken for an address and fits into LISTEN_FDNAMES.
 var listenName = regexp.MustCompile(`^([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})=`)
 
-// maxListen bounds the listeners of a configuration, each of which is compared with all.
+// maxListen bounds the listeners of a configuration, because each is compared with all.
 const maxListen = 1024
 
 func applyListen(h *host, c *config, values []string) error {

@@ -106,8 +106,9 @@ func (s *logSink) close() {
 	s.ask(logLine{writtenC: make(chan struct{}), end: true}, logLinger)
 }
 
-// writeInTime writes the last error of a process, to the journal with that priority. It
-// waits for a pipe that is not read no longer than for the log: the process ends anyway.
+// writeInTime writes the last error of a process, and to the journal with that priority.
+// If the pipe is not read, writeInTime waits as long as the log does: the process ends
+// anyway.
 func writeInTime(w io.Writer, text string) {
 	doneC := make(chan struct{})
 	go writeText(forJournal(os.Environ(), w, zerolog.ErrorLevel), text, doneC) // ends with its write, or with the process

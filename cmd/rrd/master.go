@@ -70,7 +70,7 @@ type master struct {
 	lostBefore atomic.Uint64     // connections that died with their workers before the drain
 	slots      sync.Map          // of each worker, an int by its ID: for the log
 
-	stopRequest stopRequest // of whoever reads the signals: supervise, and then finishHooks
+	stopRequest stopRequest // owned by the reader of the signals: supervise, then finishHooks
 
 	mu        sync.Mutex
 	wasReady  map[int]bool // by slot, once its first start is over

@@ -17,15 +17,14 @@ import (
 // no process accepts. So that socket is stopped, its workers are asked to drain, and then it
 // is shut down.
 
-// drainNotice is how long workers may take to hear that they drain, before the socket
-// that they accept from is shut down. It is below the second after which a client tries
-// again.
+// drainNotice is how long rrd waits after DRAIN before it shuts the workers' socket down.
+// It is below the second after which a client tries again.
 const drainNotice = 300 * time.Millisecond
 
 // emptyWait is how long workers may take to accept the clients of a stopped socket.
 const emptyWait = 5 * time.Second
 
-// overlaps reports whether an address that comes and one that goes overlap.
+// overlaps reports whether a new address and an old one overlap.
 func (d *listenerDiff) overlaps() bool {
 	return slices.ContainsFunc(d.open, func(o dispatcher.ListenerConfig) bool {
 		return slices.ContainsFunc(d.removed, func(r dispatcher.ListenerConfig) bool {
@@ -34,7 +33,7 @@ func (d *listenerDiff) overlaps() bool {
 	})
 }
 
-// takesPortOf reports whether a listener that goes has the port of ln.
+// takesPortOf reports whether an old listener has the port of ln.
 func (d *listenerDiff) takesPortOf(ln *dispatcher.ListenerConfig) bool {
 	_, port, _ := net.SplitHostPort(ln.Address)
 	return slices.ContainsFunc(d.removed, func(r dispatcher.ListenerConfig) bool {

@@ -12,8 +12,8 @@ import (
 	"rrd/dispatcher"
 )
 
-// portPatience is how long a port may take to close after the last worker: processes of
-// its group, killed with it, may still be ending.
+// portPatience is how long a port may take to close after the last worker. Processes of
+// the worker's group were killed with it and may still be ending.
 const portPatience = time.Second
 
 // keptPorts returns an error if a process that has outlived its worker, outside of its
@@ -34,7 +34,8 @@ func keptPorts(ports []dispatcher.Port) error {
 	}
 }
 
-// openPorts returns those that the kernel still lists. The sockets are not rrd's any more.
+// openPorts returns the ports that the kernel still lists, although rrd has closed its
+// sockets.
 func openPorts(ports []dispatcher.Port) (open []dispatcher.Port) {
 	if len(ports) == 0 {
 		return nil

@@ -14,10 +14,10 @@ import (
 	"rrd/worker/pool"
 )
 
-// Listeners that no client could connect to: the dispatcher makes them work again and
-// tells so here. Where that took a new socket, the workers that share the old one are
-// replaced, by a roll with the command and the listeners in force. The control socket
-// is looked after here.
+// If no client can connect to a listener, the dispatcher makes it work again and calls the
+// hooks in this file. If the listener got a new socket, a roll replaces the workers that
+// share the old one, with the command and the listeners in force. This file also makes the
+// file of the control socket again.
 
 const (
 	// controlEvery is how often the file of the control socket is looked at.
@@ -26,7 +26,7 @@ const (
 	rerollPause = 30 * time.Second
 )
 
-// rerolls are the rolls that a new listening socket takes.
+// rerolls are the rolls that follow a new listening socket.
 type rerolls struct {
 	wanted *wish
 
@@ -35,7 +35,7 @@ type rerolls struct {
 	covered  time.Time // when the last roll that succeeded began
 }
 
-// cover notes a roll that has succeeded, or a reload that made one.
+// cover notes a successful roll, of its own or of a reload.
 func (r *rerolls) cover(began time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

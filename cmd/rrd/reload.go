@@ -226,8 +226,8 @@ func (m *master) follow(ctx context.Context, next *config, diff *listenerDiff, p
 	return m.resizeTo(was, next)
 }
 
-// settleListeners closes what the new generation does not have. The old one, which has it,
-// does not drain yet.
+// settleListeners closes the listeners that the new generation does not have. The old
+// generation has them and does not drain yet.
 func (m *master) settleListeners(ctx context.Context, infos []dispatcher.ListenerInfo, diff *listenerDiff) {
 	m.listeners = infos
 	m.releaseSockets(diff.removed)

@@ -176,7 +176,7 @@ func timeout(field func(*config) *time.Duration) func(*host, *config, []string) 
 	})
 }
 
-// minTicketRotate keeps workers from being told of keys all the time.
+// minTicketRotate bounds how often workers get new keys.
 const minTicketRotate = time.Second
 
 func applyTicketRotate(_ *host, c *config, v string) (err error) {

@@ -58,7 +58,7 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	return s, nil
 }
 
-// readyRule is what --ready-min and --ready-max-wait say.
+// readyRule returns the rule of --ready-min and --ready-max-wait.
 func (c *config) readyRule() metrics.ReadyRule {
 	return metrics.ReadyRule{Min: c.ReadyMin, MaxWait: max(c.ReadyMaxWait, 0)}
 }

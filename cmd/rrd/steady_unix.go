@@ -68,7 +68,7 @@ func (w *steadyWriter) writeAll(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// awaitRoom waits until the file takes something, or would fail otherwise.
+// awaitRoom waits until the file takes bytes, or a write to it fails.
 func (w *steadyWriter) awaitRoom() error {
 	rc, err := w.f.SyscallConn()
 	if err != nil {
@@ -84,7 +84,7 @@ func (w *steadyWriter) awaitRoom() error {
 	return errors.Join(err, perr)
 }
 
-// steady is w, steady if it is a file.
+// steady returns a steadyWriter for w if w is a file, and otherwise w.
 func steady(w io.Writer) io.Writer {
 	if f, ok := w.(*os.File); ok {
 		return newSteadyWriter(f)

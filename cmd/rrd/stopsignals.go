@@ -15,24 +15,24 @@ import (
 // terminal deliver the same request twice within milliseconds.
 const repeatWithin = time.Second
 
-// verdict is what a signal that stops asks for.
+// verdict is the effect of a signal that stops rrd.
 type verdict int
 
 const (
 	stopFirst  verdict = iota // the first request: stop gracefully
-	stopSame                  // nothing more than the first
-	stopRepeat                // nothing more, and it is the first repeat: worth a record
+	stopSame                  // the same request
+	stopRepeat                // the same request; the first repeat, which is recorded
 	stopAtOnce
 )
 
-// stopRequest is the request to stop that is being fulfilled. The goroutine that reads the
+// stopRequest is the request to stop that is under way. The goroutine that reads the
 // signals owns it.
 type stopRequest struct {
 	since time.Time // when it came
 	told  bool      // a repeat was recorded
 }
 
-// judge says what sig asks for at the time now. stopping reports whether rrd stops already.
+// judge returns the effect of sig at the time now. stopping is set if rrd stops already.
 func (r *stopRequest) judge(sig os.Signal, stopping bool, now time.Time) verdict {
 	switch {
 	case !stopping:
@@ -59,20 +59,20 @@ func (m *master) judgeStop(sig os.Signal) verdict {
 	return v
 }
 
-// hangup is what rrd was started with that decides about HUP. It crosses an upgrade in
-// place, around which HUP is ignored: the new program must not look again.
+// hangup holds two facts of the start that decide about HUP. They cross an upgrade in
+// place. The new program must not look again, because HUP is ignored around the exec.
 type hangup struct {
 	Terminal bool // rrd had a controlling terminal
 	Ignored  bool // HUP was ignored, as nohup does
 }
 
-// noteHangup looks at this process. It must come before catchSignals.
+// noteHangup reads the facts from this process. It must come before catchSignals.
 func noteHangup() hangup {
 	return hangup{Terminal: hasTerminal(), Ignored: signal.Ignored(syscall.SIGHUP)}
 }
 
-// stops reports whether a signal asks for an end. HUP does if the terminal that rrd was
-// started on is gone.
+// stops reports whether a signal asks rrd to stop. HUP does so if the terminal that started
+// rrd is gone.
 func (h hangup) stops(sig os.Signal) bool {
 	switch sig {
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:

@@ -32,8 +32,8 @@ const (
 	maxState    = 1 << 30
 )
 
-// knownNeeds are the features that a state may need and this program has. A program that
-// does not know one would end workers for what the one before has allowed them.
+// knownNeeds are the features that a state may need and this program has. A program without
+// such a feature would end workers for messages that its predecessor had allowed.
 var knownNeeds = []string{needTickets}
 
 // needTickets: a worker was offered keys for TLS session tickets.

@@ -247,7 +247,7 @@ func (a *app) mayClose() bool {
 	}
 }
 
-// readAnswer reads a line. An end without one is an empty answer.
+// readAnswer reads a line. The end of the input without a line is an empty answer.
 func readAnswer(in io.Reader, lineC chan<- string) {
 	line, _ := bufio.NewReader(in).ReadString('\n')
 	lineC <- line

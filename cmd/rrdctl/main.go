@@ -52,7 +52,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // out is one
-	asks     bool // a person can read a question on err and answer it on in
+	asks     bool // err and in are terminals, so a person can answer a question
 	color    bool
 	width    int // columns of out; 0: no matter
 

@@ -215,7 +215,7 @@ func helpers(s *control.Status) string {
 	return "  helpers" + pids
 }
 
-// helperHangs is how many seconds at a call are worth a line.
+// helperHangs is the age in seconds from which a helper's call gets a line.
 const helperHangs = 1
 
 // headLines tell of the whole: accepted is a number or a rate, dispatch the counts

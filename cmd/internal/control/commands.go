@@ -101,7 +101,7 @@ type ReloadArgs struct {
 	Wait bool `json:"wait,omitempty"`
 }
 
-// DrainArgs are those of drain. With Close the listeners are closed, for good.
+// DrainArgs are the arguments of drain. Close closes the listeners, for good.
 type DrainArgs struct {
 	Close bool `json:"close,omitempty"`
 }
@@ -172,7 +172,7 @@ type Status struct {
 // HelperStatus is one helper process.
 type HelperStatus struct {
 	PID int `json:"pid"`
-	// Busy is how many seconds it has been at a call; 0: it waits for one.
+	// Busy is the age of its call in seconds; 0: no call is under way.
 	Busy float64 `json:"busy_s,omitempty"`
 }
 

@@ -40,8 +40,8 @@ type Listener struct {
 
 	mu      sync.Mutex
 	ln      *net.UnixListener   // Renew replaces it
-	leaving []*net.UnixListener // replaced, and with clients in their queues, perhaps
-	file    FileID              // of the socket, to know it again; zero: not known
+	leaving []*net.UnixListener // replaced; may have clients in their queues
+	file    FileID              // file of the socket; zero: not known
 	closed  bool
 }
 

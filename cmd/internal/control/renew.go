@@ -14,8 +14,7 @@ import (
 // A client finds the socket by its file. If the file is removed, the socket looks open
 // and no client can connect, so the master looks at the file again and again.
 
-// leaveTime is how long the socket that Renew has replaced is still accepted from: a
-// client may be in its queue.
+// leaveTime is how long accept goes on with a replaced socket, for clients in its queue.
 const leaveTime = 10 * time.Millisecond
 
 var (
@@ -26,8 +25,8 @@ var (
 )
 
 // Renew looks at the file of the socket. If it was removed or replaced, Renew makes the
-// socket again by the rules of Listen and returns the reason. Clients that are connected
-// stay so.
+// socket again by the rules of Listen and returns the reason. Connected clients
+// stay connected.
 func (l *Listener) Renew() (why, err error) {
 	l.mu.Lock()
 	closed := l.closed
@@ -63,8 +62,8 @@ func (l *Listener) renew() error {
 	return nil
 }
 
-// state returns ErrRemoved, ErrReplaced, or nil: the file is there, or that could not be
-// found out.
+// state returns ErrRemoved or ErrReplaced. It returns nil if the file is there or cannot
+// be looked at.
 func (l *Listener) state() error {
 	file := l.File()
 	switch info, err := os.Lstat(l.path); {
@@ -97,7 +96,7 @@ func (l *Listener) socket() *net.UnixListener {
 	return l.ln
 }
 
-// accept waits for a client, also if the socket is renewed meanwhile.
+// accept waits for a client. It goes on if Renew replaces the socket.
 func (l *Listener) accept() (*net.UnixConn, error) {
 	for {
 		ln := l.oldest()
@@ -118,7 +117,7 @@ func (l *Listener) oldest() *net.UnixListener {
 	return l.ln
 }
 
-// leave closes ln if it was replaced. It reports whether it was.
+// leave closes ln if Renew has replaced it, and reports whether that is so.
 func (l *Listener) leave(ln *net.UnixListener) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
