@@ -202,6 +202,38 @@ func (w *world) kept(slot int) *fakeProcess {
 	return w.proc(w.Snapshot().Slots[slot].Older[0].PID - 100)
 }
 
+// A slot that is taken away and given back in a roll is replaced once, and no process of it
+// is forgotten.
+func TestASlotComesBackInARoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serving(t, 2, Config{StartTimeout: NoTimeout})
+		r := w.roll(RollConfig{})
+		for _, n := range []int{1, 2} {
+			if err := w.Resize(n); err != nil {
+				t.Error(err)
+			}
+			w.pass(time.Minute)
+		}
+		w.do(func() { w.Ready(w.id(1)) })
+		w.wantKinds("worker.1 ready", "worker.1 ready")
+		if err := r.restarted(); err != nil {
+			t.Error(err)
+		}
+		w.pass(time.Minute)
+		w.wantKinds("newer.2 ready", "newer.2 ready")
+		live := 0
+		for _, f := range w.all() {
+			if !f.isReaped() {
+				live++
+			}
+		}
+		if live != 2 {
+			t.Errorf("%d processes live, want 2: %q", live, r.steps)
+		}
+		w.finish()
+	})
+}
+
 // A stop in a roll drains the kept processes like all others, in their turns.
 func TestStopWithKeptProcesses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

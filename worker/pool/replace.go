@@ -43,7 +43,8 @@ func (p *Pool) successorFailed(s *slot, err error) {
 	p.refill(s)
 }
 
-// promote gives a slot to its successor. The old process is kept, or drains.
+// promote gives a slot to its successor. The old process is kept, or drains. A slot that
+// has a kept process keeps that one: only it is from before the roll.
 func (p *Pool) promote(s *slot, why string, keep bool) {
 	old := s.cur
 	s.cur, s.next, s.nextTmpl = s.next, nil, nil
@@ -52,7 +53,7 @@ func (p *Pool) promote(s *slot, why string, keep bool) {
 	s.startAt, s.pause, s.down = time.Time{}, 0, false
 	switch {
 	case old == nil:
-	case keep && old.serves():
+	case keep && s.kept == nil && old.serves():
 		p.keep(s, old)
 	default:
 		s.older = append(s.older, old)

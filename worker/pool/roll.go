@@ -374,9 +374,14 @@ func (r *roll) tell(p *Pool, e RollEvent) {
 // putsBack says whether the roll is going to start s again by itself.
 func (r *roll) putsBack(s *slot) bool { return r != nil && r.back && slices.Contains(r.queue, s) }
 
-// grow makes a roll go on to slots that were added meanwhile.
+// grow makes a roll go on to slots that were added meanwhile, each of them once.
 func (r *roll) grow(slots []*slot) {
-	if r != nil && r.from != nil && !r.back && !r.closing {
-		r.queue = append(r.queue, slots...)
+	if r == nil || r.from == nil || r.back || r.closing {
+		return
+	}
+	for _, s := range slots {
+		if !slices.Contains(r.queue, s) {
+			r.queue = append(r.queue, s)
+		}
 	}
 }
