@@ -18,13 +18,13 @@ import (
 // the helper's end of the socket. A program needs no code for it.
 const HelperArg = aside.Arg
 
-// MaxHelpers is how many helpers there are at most; 0: this system needs none.
+// MaxHelpers is the largest number of helpers; 0: this system needs none.
 const MaxHelpers = aside.MaxHelpers
 
-// asideLimitDefault is how long an answer may take where HangTimeout is off.
+// asideLimitDefault is the limit for an answer if HangTimeout is off.
 const asideLimitDefault = 30 * time.Second
 
-// asideLimit is how long an answer may take.
+// asideLimit returns how long an answer may take.
 func (l *loop) asideLimit() time.Duration {
 	if l.cfg.HangTimeout > 0 {
 		return l.cfg.HangTimeout
@@ -90,7 +90,8 @@ func (l *loop) addHelper(pid int, socket handoff.FD) error {
 	return l.aside.Add(l.now, pid, socket, l.token(0, tokenIsHelper))
 }
 
-// NoHelper says that a helper could not be started. The loop asks again later.
+// NoHelper reports to the loop that a helper could not be started. The loop asks again
+// later.
 func (d *Dispatcher) NoHelper() error {
 	return d.do(context.Background(), func(l *loop) { l.aside.Failed(l.now) })
 }
@@ -98,7 +99,7 @@ func (d *Dispatcher) NoHelper() error {
 // HelperStats is one helper process.
 type HelperStats struct {
 	PID int
-	// Out is for how long it has been at a call; 0: it waits for one.
+	// Out is the age of its call; 0: no call is under way.
 	Out time.Duration
 }
 

@@ -9,7 +9,7 @@ import (
 // handoffs the descriptors that they need. Beyond them a LISTEN fails with EMFILE, as
 // it would in a program that has used up its own limit, and the worker lives.
 
-// maxListens is how many listeners a worker may have or be waiting for.
+// maxListens is how many listeners a worker may have or wait for.
 const maxListens = 1024
 
 var (

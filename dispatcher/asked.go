@@ -38,8 +38,8 @@ type askedListener struct {
 	reuse   bool        // SO_REUSEADDR on a datagram socket
 	private bool        // its worker accepts by itself under every policy
 	closing bool
-	// refused is why the last bind failed, while a bind is waited for that may go better;
-	// see collide.go. giveUpAt is when that ends; 0: when the port is free.
+	// refused is the error of the last bind, if another try may succeed; see collide.go.
+	// giveUpAt is the time of the last try; 0: there is no limit, the port will be free.
 	refused  error
 	giveUpAt int64
 	// users has the slots that use it: by which worker, or 0 while the slot waits
@@ -74,7 +74,7 @@ type request struct {
 func (r *request) exact() bool { return r.flags&handoff.ListenExact != 0 }
 
 // asksPrivately reports whether f asks for a socket that a Node tool has made for itself.
-// Package node says so. From a worker's own frame the flag means nothing.
+// Package node sets that flag. In a worker's own frame it means nothing.
 func (k *link) asksPrivately(f *handoff.Frame) bool {
 	return f.Type == handoff.Listen && k.traits.HangsUp && f.Flags&handoff.ListenPrivate != 0
 }
@@ -261,7 +261,7 @@ func (l *loop) join(k *link, r *request, ln *listener) {
 
 // refuse answers with the errno in err and its text.
 func (l *loop) refuse(k *link, r *request, err error) {
-	k.listens-- // it has nothing of it, and may try again
+	k.listens-- // it got no listener, and may try again
 	errno := syscall.EINVAL
 	_ = errors.As(err, &errno)
 	text := err.Error()
@@ -304,7 +304,7 @@ func (l *loop) ask(k *link, r *request) {
 
 // bind has a's socket made, with the rights of the worker that asked.
 func (l *loop) bind(a *askedListener, k *link) {
-	l.askedSocks++ // bound takes back what was not made
+	l.askedSocks++ // bound corrects it if no socket was made
 	if !l.mayAsk() {
 		l.bound(a.key, k, l.closes, nil, errNoDescriptor)
 		return
@@ -363,8 +363,8 @@ func bindWithRights(network, address string, o bindOptions, r *Rights) (*socket,
 	return s, err
 }
 
-// bound ends a bind: everyone who asked is answered. closes is the number of listeners
-// that had closed when it began.
+// bound ends a bind and answers all workers that asked. closes is the number of listeners
+// that had closed when the bind began.
 func (l *loop) bound(key string, k *link, closes uint64, s *socket, err error) {
 	a, slot := l.asked[key], k.slot
 	if err != nil {

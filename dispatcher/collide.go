@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Programs try ports out: they listen, close, and listen again, at once, at another
-// address, or at the port that listen(0) has got. A listener of ours takes a moment to
-// close, and the other workers may be a step behind. So a bind is not refused while it
-// only collides with a listener of ours that is about to go.
+// Some programs try ports: they listen, close, and listen again at once, at another
+// address, or at the port that listen(0) has given. A listener of ours takes a moment to
+// close, and the other workers may be a step behind. So a bind waits while it only
+// collides with a listener of ours that is about to close.
 
 // stepWait is how long a bind waits for other workers to close a listener.
 const stepWait = int64(time.Second)
@@ -80,7 +80,7 @@ func (l *loop) portFreed(ln *listener) {
 	}
 }
 
-// giveUpBinds refuses the workers whose bind has waited in vain for other workers.
+// giveUpBinds refuses the workers whose bind has waited too long for other workers.
 func (l *loop) giveUpBinds() {
 	l.giveUpAt = 0
 	for _, a := range l.asked {
@@ -104,9 +104,9 @@ func earlier(a, b int64) int64 {
 	return a
 }
 
-// askedAs returns the open listener that workers got by asking for port 0 and that has
-// the address of key; nil: there is none that k has not. A program that asks for the port
-// that it was given before, with other workers that still have it, is to share it.
+// askedAs returns the open listener with the address of key that workers got by asking for
+// port 0. It returns nil if there is none, or if k has it already. A program may ask for a
+// port that it was given before. If other workers still have that port, it shares theirs.
 func (l *loop) askedAs(k *link, key string) *askedListener {
 	for _, a := range l.asked {
 		if a.ln != nil && !a.closing && a.key != key && addressKey(a.network, a.ln.addr) == key && !slices.Contains(k.joined, a.ln.wire) {

@@ -38,8 +38,8 @@ type Config struct {
 	MaxActive int
 	// DrainTimeout is told to the workers, for the day the master dies.
 	DrainTimeout time.Duration
-	// TicketRotate is how often the keys of TLS session tickets change, for workers that
-	// ask for them; 0: they are given none.
+	// TicketRotate is the time between changes of the keys for TLS session tickets;
+	// 0: workers get no keys.
 	TicketRotate time.Duration
 	// Configured says that the program has listeners of its own (--listen): what
 	// a worker asks for must then be one of them.
@@ -102,8 +102,8 @@ type Hooks struct {
 	Reader func(worker uint64, pid int)
 	// Health: the program's own check fails, or passes again.
 	Health func(worker uint64, ok bool)
-	// TicketsRotated: the keys of TLS session tickets changed, and so many workers were
-	// told.
+	// TicketsRotated: the keys of TLS session tickets changed, and were sent to so many
+	// workers.
 	TicketsRotated func(serial uint64, workers int)
 	// Hung: it has owed an answer for longer than HangTimeout and is to be killed.
 	Hung func(worker uint64, owed time.Duration)
@@ -119,10 +119,10 @@ type Hooks struct {
 	AcceptPaused func(listener string, err error, pause time.Duration)
 	// Refused: a worker asked for a listener and did not get it.
 	Refused func(worker uint64, network, address string, err error)
-	// HelperWanted: the loop has a call to make that may wait, and no helper to make
-	// it. Start one, and give it with AddHelper.
+	// HelperWanted: the loop needs a helper for a call that may wait. Start a helper, and
+	// pass its socket to AddHelper.
 	HelperWanted func()
-	// HelperUseless: the helper hangs, or talks nonsense. It is to be killed.
+	// HelperUseless: the helper hangs, or sends nonsense. Kill it.
 	HelperUseless func(pid int)
 	// Ignored: clients wait in a shared listener's queue and nobody accepts them.
 	Ignored func(ListenerInfo)
@@ -132,7 +132,8 @@ type Hooks struct {
 	// Filtered: a worker had attached a filter to a shared listener, and it was removed. At
 	// most once a second for each listener and kind.
 	Filtered func(Filter)
-	// Unreachable: no client can connect to a listener, and rrd cannot help that.
+	// Unreachable: no client can connect to a listener, and rrd could not make it work
+	// again.
 	Unreachable func(ListenerInfo, error)
 }
 
@@ -173,7 +174,7 @@ type Rights struct {
 	Groups   []int
 }
 
-// differ reports whether r are others than the master's own; nil are the master's.
+// differ reports whether r differ from the master's own rights; nil means the master's.
 func (r *Rights) differ() bool {
 	return r != nil && (r.UID != os.Geteuid() || r.GID != os.Getegid())
 }

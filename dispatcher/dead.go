@@ -33,7 +33,7 @@ var (
 	errLocked   = errors.New("a process that shares its socket has locked a socket filter on it")
 )
 
-// revival is what is done about a socket that is dead.
+// revival is the state of the attempts to revive a dead socket.
 type revival struct {
 	busy    bool  // a helper or a bind is at it
 	asked   bool  // a helper is
@@ -60,7 +60,7 @@ func (ln *listener) live() (out []*socket) {
 	return out
 }
 
-// has reports whether s is still a socket of ln, which is not ending.
+// has reports whether ln still has the socket s and is not ending.
 func (l *loop) has(ln *listener, s *socket) bool {
 	return l.listeners[ln.id] == ln && !ln.ending() && !l.draining && slices.Contains(ln.live(), s)
 }
@@ -152,7 +152,7 @@ func (l *loop) endRevival(s *socket) {
 	l.revivals.waiting = nil
 }
 
-// revive has a dead socket listen again, or begins to replace it.
+// revive makes a dead socket listen again, or begins to replace it.
 func (l *loop) revive(ln *listener, s *socket, why error) {
 	switch {
 	case s.revival.busy || s.revival.retryAt > l.now:
@@ -177,12 +177,12 @@ func (l *loop) listensAgain(ln *listener, s *socket, why error, a *aside.Answer)
 		s.revival.retryAt = l.now + reviveRetry
 	case a.Errno != 0:
 		l.rebind(ln, s, fmt.Errorf("%w (listen: %w)", why, a.Errno))
-	case !s.isDead(): // else the next look finds it
+	case !s.isDead(): // if it is dead, the next look finds it
 		l.rearmed(ln, causeDead, why, false)
 	}
 }
 
-// rebind has a new socket made at the address of s.
+// rebind starts a bind of a new socket at the address of s.
 func (l *loop) rebind(ln *listener, s *socket, why error) {
 	if s.revival.busy || s.revival.retryAt > l.now {
 		return
@@ -224,7 +224,7 @@ func (d *Dispatcher) rebind(ln *listener, s *socket, file *socketFile, o bindOpt
 	_ = next.close()
 }
 
-// rebound reports whether it has taken next.
+// rebound ends a rebind. It reports whether it has taken next.
 func (l *loop) rebound(ln *listener, s, next *socket, why, err error) bool {
 	l.revivals.binds--
 	l.endRevival(s)
@@ -241,7 +241,7 @@ func (l *loop) rebound(ln *listener, s, next *socket, why, err error) bool {
 	return err == nil
 }
 
-// replaceShared has ln go on with next in the place of s.
+// replaceShared makes next the socket of ln in place of s.
 func (l *loop) replaceShared(ln *listener, s, next *socket, why error) error {
 	if ln.sock == s {
 		return l.replaceSocket(ln, next, causeDead, why)

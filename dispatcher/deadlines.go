@@ -106,7 +106,7 @@ func (l *loop) oldest(id listenerID) connID {
 	return l.table.listeners[id].waiting.head
 }
 
-// oldestWait is the age of the connection that has waited the longest.
+// oldestWait returns the age of the connection that has waited the longest.
 func (l *loop) oldestWait() (age time.Duration) {
 	for id := range l.listeners {
 		if c := l.oldest(listenerID(id)); c != none {

@@ -129,8 +129,8 @@ func (d *Dispatcher) Listen(c ListenerConfig) (ListenerInfo, error) {
 	return d.ListenBeside(c, nil)
 }
 
-// ListenBeside is Listen for an address that may overlap those of listeners which are
-// to be closed soon, such as :80 and 127.0.0.1:80.
+// ListenBeside is Listen for an address that may overlap those of listeners which will
+// close soon, such as :80 and 127.0.0.1:80.
 func (d *Dispatcher) ListenBeside(c ListenerConfig, leaving []ListenerConfig) (ListenerInfo, error) {
 	s, err := d.bind(c)
 	if errors.Is(err, syscall.EADDRINUSE) && len(leaving) > 0 {

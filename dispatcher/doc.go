@@ -10,8 +10,8 @@
 // Dispatcher are requests to it; hooks are called for it by another goroutine,
 // so nothing that a hook does can hold it up. What might wait (binding, counting
 // handshakes, closing a socket that lingers) runs elsewhere and comes back as a
-// request. A call that may wait for a lock of a worker's is made by a helper process
-// (package aside), and its answer is an event of the poller.
+// request. A helper process (package aside) makes the calls that may wait for a lock of a
+// worker, and its answer is an event of the poller.
 //
 // # Who owns a connection
 //

@@ -5,7 +5,7 @@ import (
 	"rrd/handoff"
 )
 
-// kernelQueue is what the kernel has said last about a listening TCP socket's queue.
+// kernelQueue is the kernel's last answer about the queue of a listening TCP socket.
 type kernelQueue struct {
 	aside.QueueFacts
 	known  bool
@@ -38,8 +38,8 @@ func (s *socket) noteQueue() {
 	}
 }
 
-// queueLength is how many clients wait in the kernel for a worker to accept them, or 1
-// where only that some do is known.
+// queueLength returns how many clients wait in the kernel for an accept. It returns 1 if it
+// only knows that some clients wait.
 func (l *loop) queueLength(ln *listener) uint32 {
 	var sum uint32
 	for _, s := range ln.sockets() {
@@ -66,8 +66,8 @@ func (l *loop) changeBacklog(ln *listener, s *socket, backlog int) {
 	setBacklog(s.fd, backlog)
 }
 
-// refuseNew turns new clients of a TCP socket away. done is called once that is so;
-// without a helper's answer, or a filter, never.
+// refuseNew turns new clients of a TCP socket away, and then calls done. Without a helper's
+// answer, or on a system without filters, it never calls done.
 func (l *loop) refuseNew(ln *listener, s *socket, done func()) {
 	if !ln.shared {
 		if aside.RefuseNewInline(s.fd) == 0 {
@@ -82,7 +82,7 @@ func (l *loop) refuseNew(ln *listener, s *socket, done func()) {
 	}})
 }
 
-// closeSocket keeps what the kernel has counted of a socket: a counter never falls.
+// closeSocket closes a socket and keeps the kernel's counts of it, so that no counter falls.
 func (l *loop) closeSocket(ln *listener, s *socket) {
 	if !ln.shared {
 		l.askQueue(ln, s)
@@ -96,7 +96,7 @@ func (l *loop) closeSocket(ln *listener, s *socket) {
 		_ = s.close()
 		return
 	}
-	// A process that holds it may listen on.
+	// A process that holds it may go on listening.
 	key := s.key()
 	l.askHelper(aside.Request{Call: aside.DetachFilter, FD: handoff.Own(s.fd.Release()), Key: key, Given: true})
 }

@@ -20,7 +20,8 @@ var (
 	errFileReplaced = errors.New("another file has taken the place of its file")
 )
 
-// files is when to look at the files, and who waits for that. The loop owns it.
+// files has the time of the next look at the files, and the callers that wait for it. The
+// loop owns it.
 type files struct {
 	at      int64 // of the next look; 0: no listener has a file
 	looking bool
@@ -30,7 +31,7 @@ type files struct {
 // FileCheck is a file that was not there.
 type FileCheck struct {
 	Listener ListenerInfo
-	// Err is why it could not be made again; nil: it was.
+	// Err is the reason why it could not be made again; nil: it was made again.
 	Err error
 }
 
@@ -49,7 +50,7 @@ type fileLook struct {
 // were removed. It returns the files that were not there. A socket of another process is
 // left alone.
 func (d *Dispatcher) CheckFiles(ctx context.Context) ([]FileCheck, error) {
-	d.awaitRevival() // with the files, the sockets
+	d.awaitRevival() // the sockets are checked together with the files
 	doneC := make(chan []FileCheck, 1)
 	if err := d.do(ctx, func(l *loop) {
 		l.files.waiting = append(l.files.waiting, doneC)
@@ -120,11 +121,11 @@ func (d *Dispatcher) lookAtFiles(looks []fileLook, waiting []chan<- []FileCheck)
 	})
 }
 
-// lookAtFile reports whether the file was made again, or why it could not be.
+// lookAtFile reports whether the file was made again. The error tells why it could not be.
 func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 	why := d.lookInTime(k.id, k.file.state)
 	if errors.Is(why, syscall.ETIMEDOUT) {
-		return false, nil // the file system hangs: nothing is known
+		return false, nil // the file system hangs, so the state of the file is unknown
 	}
 	if why == nil {
 		if k.unreachable {
@@ -159,7 +160,7 @@ func (d *Dispatcher) lookAtFile(k *fileLook) (again bool, err error) {
 	return again, err
 }
 
-// gateOf is the gate of a listener's binds, next to those of the slots.
+// gateOf returns the gate for the binds of a listener. The slots have gates of their own.
 func gateOf(id listenerID) int { return -1 - int(id) }
 
 // lookInTime calls look, which may hang: the directory may be in a file system of a worker.

@@ -11,7 +11,7 @@ import (
 // program that chooses a socket of a reuseport group, which gives all to one. Only removing
 // one tells that there was one.
 
-// FilterKind is what was attached.
+// FilterKind is the kind of an attached filter.
 type FilterKind uint8
 
 // The kinds.
@@ -31,7 +31,7 @@ type Filter struct {
 	Times int
 }
 
-// filters are those of a listener that were not told yet.
+// filters are the removed filters of a listener that were not reported yet.
 type filters struct {
 	times  [NumFilterKinds]int
 	toldAt [NumFilterKinds]int64
@@ -69,7 +69,7 @@ func (l *loop) detached(ln *listener, s *socket, kind FilterKind, a *aside.Answe
 	case a.Errno == 0:
 		l.countFilter(ln, kind)
 	case a.Errno == syscall.EPERM && kind == SocketFilter:
-		// SO_LOCK_FILTER: nobody can remove it, and ours could not be attached.
+		// SO_LOCK_FILTER: no process can remove the filter, and ours could not be attached.
 		if s.revival.retryAt <= l.now {
 			l.countFilter(ln, kind)
 			l.renounce(ln, s)
@@ -98,8 +98,8 @@ func (l *loop) tellFilters(ln *listener) {
 	}
 }
 
-// renounce replaces a socket that listens and is of no use. It is shut down before, so that
-// its address can be bound.
+// renounce replaces a socket that listens but cannot be used. It shuts the socket down
+// first, so that its address can be bound.
 func (l *loop) renounce(ln *listener, s *socket) {
 	if s.packet() || ln.inherited() {
 		s.revival.retryAt = l.now + reviveRetry

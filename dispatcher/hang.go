@@ -9,9 +9,9 @@ import (
 )
 
 // Files of unix sockets may lie in a file system that a worker serves (FUSE), so each call
-// about them can hang for as long as the worker likes. None is made on the loop, and
-// nothing waits for one for ever: what hangs is left behind in a goroutine, and its thread
-// with it, so their number is bounded for each slot.
+// about them can hang for as long as the worker likes. The loop makes no such call, and no
+// caller waits for one for ever. A call that hangs is left behind with its goroutine and its
+// thread, so their number is bounded for each slot.
 
 const (
 	bindLimit   = 5 * time.Second // for a bind that a worker has asked for
@@ -19,7 +19,7 @@ const (
 	bindsAtOnce = 8               // of a slot, with those that hang
 )
 
-// inTime reports whether fn has returned within d. After that it is left behind.
+// inTime reports whether fn has returned within d. If not, fn is left behind.
 func inTime(d time.Duration, fn func()) bool {
 	doneC := make(chan struct{})
 	go runApart(fn, doneC) // waited for below, but for a call that hangs
@@ -89,7 +89,7 @@ type bindResult struct {
 }
 
 // bindInTime calls bind, which owns no socket after an error. A bind that takes longer than
-// limit is left behind, and closes what it still makes.
+// limit is left behind, and closes the socket that it still makes.
 func (g *bindGates) bindInTime(slot int, limit time.Duration, bind func() (*socket, error)) (*socket, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

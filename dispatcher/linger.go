@@ -13,7 +13,7 @@ import (
 // kernel's net/ipv4), and the option is the worker's to set. So the loop never
 // closes a socket that lingers: a few closers do. Who has set the option in good
 // faith has the connection open, so our copy is not the last and nothing waits. If
-// all closers wait, some worker means harm: then a helper takes the option away before it
+// all closers wait, some worker means harm. A helper then takes the option away before it
 // closes the socket.
 const (
 	closers     = 2
@@ -46,7 +46,7 @@ func (q *lingering) later(c io.Closer) {
 	select {
 	case q.closers <- c:
 	default:
-		go closeAlone(c) // no one waits: it may hang for as long as a worker likes
+		go closeAlone(c) // not waited for: it may hang for as long as a worker likes
 	}
 }
 

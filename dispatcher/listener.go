@@ -39,9 +39,10 @@ type listener struct {
 	neglect neglect
 	rearms  rearms
 	filters filters
-	// unreachable is why no client can connect, by cause; "": that is no reason.
+	// unreachable is the reason why no client can connect, by cause; "" if that cause does
+	// not apply.
 	unreachable    [numCauses]string
-	foreignFilters bool // filters are left alone: they may be of the process that has opened the socket
+	foreignFilters bool // leave filters alone: the process that opened the socket may own them
 
 	cover     *listener // whose workers take the connections, too; see overlap.go
 	stopped   bool      // StopListener: new clients are turned away
@@ -199,7 +200,7 @@ func (l *loop) startClosing(ln *listener) {
 			// Whoever opened it has it too, and a filter or a shutdown would be for
 			// them as well. What we leave in its queue is theirs.
 		case ln.stopped:
-			// Its workers were asked to drain, and may hold it for long. Nobody waits in it.
+			// Its workers were asked to drain, and may hold it for long. No client waits in it.
 			if dup, err := s.fd.Dup(); err == nil {
 				l.askHelper(aside.Request{Call: aside.Shutdown, FD: dup, Given: true, Key: s.key()})
 			}
@@ -239,7 +240,7 @@ func (l *loop) closeListeners() {
 func (l *loop) finishClosing(ln *listener) bool {
 	ln.checkAt = l.now + closeCheck
 	if ln.unlinking > 0 && l.now < ln.closeBy {
-		return false // the next to bind there is to find no file
+		return false // the next bind there must find no file
 	}
 	if ln.shaking && l.now < ln.closeBy {
 		l.look(ln)

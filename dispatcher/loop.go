@@ -47,7 +47,7 @@ type loop struct {
 	acceptAt  int64  // nothing is accepted before: out of descriptors
 	pause     time.Duration
 	queueFull bool
-	timeoutAt int64 // of the last drop for DropQueueTimeout; 0: never
+	timeoutAt int64 // time of the last drop for DropQueueTimeout; 0: never
 	agains    []pendingAgain
 	healths   []*link // whose health is to be told
 	late      []*link
@@ -57,7 +57,7 @@ type loop struct {
 	retries   []*link // with frames to be sent after refsUntil
 	closing   int     // listeners being closed
 	closes    uint64  // listeners that have closed
-	giveUpAt  int64   // when a bind has waited long enough for other workers; 0: none waits
+	giveUpAt  int64   // time at which a bind stops waiting for other workers; 0: none waits
 	defunct   int     // closed listeners with connections that are still to be answered
 	draining  bool
 	idle      []chan struct{} // closed when nothing waits, flies or listens
@@ -66,12 +66,12 @@ type loop struct {
 	aside     *aside.Client
 	reports   reports
 	slotStats []*SlotStats // by slot
-	names     []*nameStats // in order of opening, then those that have closed
+	names     []*nameStats // in order of opening, then the closed ones
 	byName    map[string]*nameStats
 	// closedNames are of asked listeners that have closed, the longest closed first.
 	closedNames []*nameStats
 	askedSocks  int   // sockets that workers asked for, with those being bound
-	stats       Stats // what is not by listener or slot
+	stats       Stats // counts that are not by listener or slot
 	frame       handoff.Frame
 }
 

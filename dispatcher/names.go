@@ -3,19 +3,19 @@ package dispatcher
 import "slices"
 
 // Names outlive their listeners, so that counters do not fall. A listener of the
-// configuration keeps its name for ever. Workers can ask for ever new addresses, so
-// of what they asked for only the names that closed last are kept.
+// configuration keeps its name for ever. Workers can ask for ever new addresses, so only
+// the last closed names of asked listeners are kept.
 
 // ClosedListeners is the name that has the counts of forgotten names.
 const ClosedListeners = "(closed)"
 
-// keptNames is how many names of asked listeners that have closed keep their own counts.
+// keptNames is the number of closed asked listeners whose names keep their own counts.
 const keptNames = 64
 
 // nameStats are the counts of a listener's name; they outlive the listener.
 type nameStats struct {
 	ListenerStats
-	dropsSeen [NumDropReasons]uint64 // told to Hooks.Dropped
+	dropsSeen [NumDropReasons]uint64 // reported to Hooks.Dropped
 }
 
 // nameStats returns the counts of a name, from zero if the name is not known.
@@ -68,8 +68,8 @@ func (l *loop) hasName(n *nameStats) bool {
 	return slices.ContainsFunc(l.listeners, func(ln *listener) bool { return ln != nil && ln.stats == n })
 }
 
-// foldNames adds the counts of the names that closed too long ago to ClosedListeners. No
-// connection of theirs is left, so the law holds for the sum as well.
+// foldNames adds the counts of the oldest closed names to ClosedListeners. They have no
+// connection left, so the law holds for the sum as well.
 func (l *loop) foldNames() {
 	for len(l.closedNames) > keptNames {
 		n := l.closedNames[0]

@@ -17,14 +17,14 @@ import (
 
 // A reload may change an address to one that overlaps it: :80 to 127.0.0.1:80, back, or
 // 0.0.0.0:80 to :80. The kernel refuses the second socket unless both have SO_REUSEPORT.
-// So they have it for the moment of the bind, and no longer: any process of the same
-// user could join them.
+// So both have it for the moment of the bind, and no longer, because any process of the
+// same user could join them.
 //
 // Both are open until the reload has succeeded or failed. The kernel gives a client to
-// the narrower one. So under rr the workers of the wider one take its connections too:
-// of the two generations only one may have workers, and the client must not wait.
+// the narrower one. So under rr the workers of the wider one take its connections too.
+// Only one of the two generations may have workers, and the client must not wait.
 
-// A leaver reports whether a listener is to be closed soon.
+// A leaver reports whether a listener will close soon.
 type leaver func(*listener) bool
 
 func isOneOf(list []ListenerConfig) leaver {
@@ -59,7 +59,7 @@ func (d *Dispatcher) bindBeside(c ListenerConfig, leaving leaver, try bool) (*so
 	if errno := aside.ReuseportInline(s.fd, 0); errno != 0 {
 		undo = errors.Join(undo, os.NewSyscallError("setsockopt", errno))
 	}
-	if undo != nil { // it would stay open to other processes
+	if undo != nil { // otherwise the port stays open to other processes
 		_ = s.close()
 		return nil, undo
 	}
@@ -67,7 +67,7 @@ func (d *Dispatcher) bindBeside(c ListenerConfig, leaving leaver, try bool) (*so
 	return s, nil
 }
 
-// TryBeside reports whether ListenBeside would get the address now. Where it could not
+// TryBeside reports whether ListenBeside would get the address now. If it could not
 // seal the port of a wider listener again, it does not try.
 func (d *Dispatcher) TryBeside(c ListenerConfig, leaving []ListenerConfig) error {
 	if !maySeal() && slices.ContainsFunc(leaving, func(l ListenerConfig) bool { return Covers(l, c) }) {
@@ -155,7 +155,7 @@ func (d *Dispatcher) seal(s *socket) error {
 }
 
 // replacedBy selects the listeners that an older worker of k's slot asked for and k did
-// not. Only under rr: workers that hold a socket go on to have it.
+// not. It selects none except under rr, because workers that hold a socket keep it.
 func (l *loop) replacedBy(k *link) leaver {
 	return func(ln *listener) bool {
 		return ln.asked != nil && !ln.shared && !slices.Contains(k.joined, ln.wire) && slices.ContainsFunc(l.links, func(o *link) bool {
@@ -243,7 +243,7 @@ func (l *loop) uncover(ln *listener) {
 	}
 }
 
-// wireOf returns the number under which k knows the listener of a connection.
+// wireOf returns the number by which k knows the listener of a connection.
 func (k *link) wireOf(ln *listener) uint32 {
 	if ln.cover != nil && !slices.Contains(k.joined, ln.wire) {
 		return ln.cover.wire

@@ -15,7 +15,7 @@ import (
 // net/ipv4/inet_connection_sock.c; tried on Linux 6.18). The next bind to the port
 // without the option ends that. The listening socket is in the way of one: CAP_NET_ADMIN
 // allows a bind all the same (TCP_REPAIR, tcp(7)). Without it an address that does not
-// collide will do, and a wildcard of both families leaves none.
+// collide is enough, and a wildcard of both families leaves none.
 func sealPort(network, addr string) error {
 	at, err := netip.ParseAddrPort(addr)
 	if err != nil {

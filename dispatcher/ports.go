@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// Port is a listening socket of TCP or UDP that workers have, too.
+// Port is a TCP or UDP socket that workers have too.
 type Port struct {
 	Listener string
 	Address  string
 	Inode    uint64 // as /proc/net/tcp and /proc/PID/fd name it
 }
 
-// LentPorts returns the ports that close with this program and its workers: not those that
-// a supervisor has opened or keeps.
+// LentPorts returns the ports that close with this program and its workers. It leaves out
+// those that a supervisor has opened or keeps.
 func (d *Dispatcher) LentPorts(ctx context.Context) (ports []Port, err error) {
 	out := make(chan []Port, 1)
 	if err := d.do(ctx, func(l *loop) { out <- l.lentPorts() }); err != nil {

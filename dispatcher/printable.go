@@ -45,11 +45,11 @@ func isPrintable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r == '\\' || !isHarmless(r) })
 }
 
-// isHarmless reports whether a terminal takes r for no more than a character. Controls,
-// separators of lines and marks that turn the direction of the text are not.
+// isHarmless reports whether a terminal shows r as a character and does nothing else. Controls,
+// line separators and marks that change the direction of the text are not harmless.
 func isHarmless(r rune) bool { return r == ' ' || unicode.IsPrint(r) || r == utf8.RuneError }
 
-// unprintable is the opposite of Printable.
+// unprintable undoes Printable.
 func unprintable(s string) (string, error) {
 	if !strings.Contains(s, `\`) {
 		return s, nil
@@ -93,7 +93,7 @@ func (s *State) eachName(fn func(*string)) {
 	}
 }
 
-// escapeNames makes the names fit for JSON if one of them is not.
+// escapeNames escapes all names if one of them does not fit into JSON.
 func (s *State) escapeNames() {
 	s.eachName(func(name *string) { s.Escaped = s.Escaped || !utf8.ValidString(*name) })
 	if s.Escaped {

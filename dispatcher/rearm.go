@@ -2,33 +2,33 @@ package dispatcher
 
 import "time"
 
-// A listener that no client can connect to any more, although rrd has not closed it:
-// a worker has shut down the shared socket, or the file of a unix socket was removed.
+// A listener can be open although no client can connect to it: a worker has shut down the
+// shared socket, or the file of a unix socket was removed.
 
-// rearmEvery is how often Hooks.Rearmed is called for one listener at the most.
+// rearmEvery is the shortest time between calls of Hooks.Rearmed for one listener.
 const rearmEvery = int64(time.Second)
 
 // Rearm tells that clients can connect to a listener again.
 type Rearm struct {
 	Listener ListenerInfo
-	// Why they could not, the last time.
+	// Why is the reason why they could not, the last time.
 	Why string
-	// At is when it began to work again, the last time.
+	// At is the last time that it began to work again.
 	At time.Time
 	// Times is how often that has happened since the last call.
 	Times int
-	// Replaced is set if it has a new socket. Workers that share the old one serve
-	// nobody with it: they must be replaced.
+	// Replaced is set if it has a new socket. Workers that share the old one get no
+	// clients from it, so they must be replaced.
 	Replaced bool
 }
 
-// rearms are those of a listener that were not told yet.
+// rearms are the rearms of a listener that were not reported yet.
 type rearms struct {
 	Rearm
-	toldAt int64 // when the last ones were; 0: never
+	toldAt int64 // time of the last report; 0: never
 }
 
-// cause is what can keep clients from a listener.
+// cause is a cause that keeps clients from a listener.
 type cause uint8
 
 const (
@@ -47,7 +47,7 @@ func (l *loop) rearmed(ln *listener, c cause, why error, replaced bool) {
 	l.tellRearmed(ln)
 }
 
-// tellRearmed calls the hook if there is something to tell and the last call is long
+// tellRearmed calls the hook if there is something to report and the last call is long
 // enough ago. The next look at the shared listeners tries again.
 func (l *loop) tellRearmed(ln *listener) {
 	r := &ln.rearms
@@ -62,8 +62,8 @@ func (l *loop) tellRearmed(ln *listener) {
 	}
 }
 
-// setUnreachable notes that no client can connect to ln, and why. A nil ln is ignored,
-// here and below.
+// setUnreachable notes that no client can connect to ln, and the reason. It ignores a nil
+// ln, as reachable does.
 func (l *loop) setUnreachable(ln *listener, c cause, err error) {
 	if ln == nil || ln.unreachable[c] == err.Error() {
 		return
@@ -75,16 +75,16 @@ func (l *loop) setUnreachable(ln *listener, c cause, err error) {
 	}
 }
 
-// reachable notes that c keeps no client from ln.
+// reachable notes that c no longer keeps clients from ln.
 func (l *loop) reachable(ln *listener, c cause) {
 	if ln != nil {
 		ln.unreachable[c] = ""
 	}
 }
 
-// replaceSocket has ln go on with s, of the same address, and takes s if there is no
-// error. Of the old socket the loop accepts what is queued. If workers share it, they
-// do, until they are replaced.
+// replaceSocket makes s the socket of ln, at the same address, and takes s if there is no
+// error. The loop accepts the queued clients of the old socket. If workers share that
+// socket, the workers accept them until they are replaced.
 func (l *loop) replaceSocket(ln *listener, s *socket, c cause, why error) error {
 	old := ln.sock
 	if ln.shared {
@@ -96,7 +96,7 @@ func (l *loop) replaceSocket(ln *listener, s *socket, c cause, why error) error 
 	} else if err := l.poll.add(s.fd.Num(), ln.token, ln.watching, false); err != nil {
 		return err
 	}
-	old.file = nil // it is of s, or of another process
+	old.file = nil // it belongs to s, or to another process
 	ln.sock = s
 	if ln.shared {
 		l.closeSocket(ln, old)

@@ -9,7 +9,7 @@ import (
 // flight. Answers are read as ever: a message goes to one receiver, so no connection
 // is both acked and recalled.
 type recalling struct {
-	under  bool // the answer is not there yet
+	under  bool // the answer is still missing
 	why    Redispatch
 	alive  bool // frames that are not handoffs are sent again
 	again  []handoff.Frame
@@ -17,8 +17,9 @@ type recalling struct {
 	failed bool  // the last one was not answered in time
 }
 
-// recall takes back what the worker has not read. From a living one, what is no
-// handoff is sent again. Usually everything was read, and then no helper is asked.
+// recall takes back the frames that the worker has not read. If the worker lives, frames
+// that are not handoffs are sent again. Usually the worker has read everything, and then
+// recall asks no helper.
 func (l *loop) recall(k *link, why Redispatch, alive bool) {
 	r := &k.recalling
 	r.why, r.alive = why, alive

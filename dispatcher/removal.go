@@ -7,13 +7,13 @@ import (
 	"rrd/handoff"
 )
 
-// removal is what is left to do for a dead worker:
+// removal is the rest of the work for a dead worker:
 //
 //	recall what it has not read --> read its last answers --> ask the kernel what was
 //	touched --> forget it
 //
-// Each arrow may wait for a helper. The worker is silent meanwhile, and its
-// unanswered connections stay held.
+// Each arrow may wait for a helper. Until then the unanswered connections of the worker
+// stay held.
 type removal struct {
 	Removal
 	questions int // not answered yet
@@ -27,7 +27,7 @@ func (l *loop) remove(worker uint64, how Removal) {
 		return
 	}
 	k.removal = &removal{Removal: how}
-	l.reviveAll() // it may have been its doing
+	l.reviveAll() // the worker may have shut sockets down
 	l.removing++
 	l.silence(k)
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {
@@ -44,15 +44,15 @@ func (l *loop) remove(worker uint64, how Removal) {
 	if slices.ContainsFunc(l.links, func(o *link) bool {
 		return o != nil && o.slot == k.slot && o.ready && !o.gone && o.state == handoff.Serving
 	}) {
-		l.releaseAsked(k.slot) // its successor has what it wants
+		l.releaseAsked(k.slot) // its successor has asked for its own listeners
 	}
-	if !k.recalling.failed { // that it hangs need not be found twice
+	if !k.recalling.failed { // a failed recall would only hang again
 		l.recall(k, RedispatchWorkerExit, false)
 	}
 	l.afterRecall(k)
 }
 
-// afterRecall judges what a dead worker has left, once what it has not read is back.
+// afterRecall judges the connections of a dead worker, once the unread ones are back.
 func (l *loop) afterRecall(k *link) {
 	if k.recalling.under {
 		return
@@ -69,7 +69,7 @@ func (l *loop) afterRecall(k *link) {
 	l.forget(k)
 }
 
-// flyingOf lists what k has not answered, oldest first.
+// flyingOf lists the connections that k has not answered, oldest first.
 func (l *loop) flyingOf(k *link) (out []connID) {
 	for c := l.table.workers[k.idx].flying.head; c != none; c = l.table.conns[c].next {
 		out = append(out, c)

@@ -13,13 +13,13 @@ import (
 // last. The worker still answers the handoffs that it owes. A shared listener is the worker's own
 // to accept from.
 
-// Replace stops giving a worker connections that a successor in its slot can be given.
+// Replace stops giving a worker the connections that a successor in its slot can take.
 // The worker is not asked to drain.
 func (d *Dispatcher) Replace(worker uint64) error {
 	return d.do(context.Background(), func(l *loop) { l.setReplaced(worker, true) })
 }
 
-// Reinstate undoes Replace: the worker has its place again.
+// Reinstate undoes Replace: the worker gets its place back.
 func (d *Dispatcher) Reinstate(worker uint64) error {
 	return d.do(context.Background(), func(l *loop) { l.setReplaced(worker, false) })
 }

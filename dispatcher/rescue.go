@@ -24,8 +24,8 @@ func (l *loop) keep(c connID) {
 	l.limitKept()
 }
 
-// limitKept lets the oldest copies go that are too many. Those that a helper is asked
-// about are not among them.
+// limitKept closes the oldest copies beyond the limit. It skips copies that a helper is
+// asked about.
 func (l *loop) limitKept() {
 	for l.keptLen > l.cfg.RescueLimit && l.kept.head != none {
 		l.letGo(l.kept.head)
@@ -54,8 +54,8 @@ func (l *loop) touched(k *link, seq uint64) {
 	}
 }
 
-// rescue asks the kernel about each copy of a dead worker's. What was left untouched
-// comes back, and the copies of the rest are closed.
+// rescue asks the kernel about each copy of a dead worker. Untouched connections come
+// back, and the other copies are closed.
 func (l *loop) rescue(k *link) {
 	for c, next := l.kept.head, connID(0); c != none; c = next {
 		next = l.socks[c].next
@@ -64,13 +64,13 @@ func (l *loop) rescue(k *link) {
 		case l.listeners[e.listener].dropQueue:
 			l.letGo(c)
 		default:
-			l.kept.remove(l.socks, c) // it cannot be let go to make room any more
+			l.kept.remove(l.socks, c) // limitKept must not close it now
 			l.askConn(k, c, func(a *aside.Answer) { l.rescueOne(k, c, a) })
 		}
 	}
 }
 
-// rescueOne judges one copy. A question that was not answered counts as touched.
+// rescueOne judges one copy. Without an answer the connection counts as touched.
 func (l *loop) rescueOne(k *link, c connID, a *aside.Answer) {
 	s := &l.socks[c]
 	ln := l.listeners[l.table.conns[c].listener]
@@ -117,8 +117,8 @@ func isUntouched(a *aside.Answer) bool {
 }
 
 // touchedOrUnknown reports whether some process has read from or written to a
-// connection, or the kernel did not answer in time. Once the client has reset a
-// connection that cannot be told, and it counts as untouched.
+// connection, or the kernel did not answer in time. If the client has reset a
+// connection, the kernel no longer knows, and the connection counts as untouched.
 func touchedOrUnknown(a *aside.Answer) bool {
 	f, ok := a.Conn()
 	return !a.Known || ok && f.State != tcpClose && !isUntouched(a)

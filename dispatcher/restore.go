@@ -113,7 +113,7 @@ func (l *loop) restore(s *State, codec ChannelCodec) error {
 	return nil
 }
 
-// askAgain asks a helper again for what the image before had not been answered.
+// askAgain repeats the questions to which the previous image had no answer.
 func (l *loop) askAgain(k *link) {
 	switch {
 	case k.removal != nil:

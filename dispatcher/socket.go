@@ -30,7 +30,8 @@ type socket struct {
 	kernel  kernelQueue
 	revival revival
 	probing bool // filters are looked for
-	// ownFilters: it was inherited, and the process that has opened it may attach filters.
+	// ownFilters is set if the socket was inherited and the process that opened it may
+	// attach filters.
 	ownFilters bool
 }
 
@@ -44,7 +45,7 @@ func (s *socket) close() error {
 		inTime(unlinkLimit, s.file.remove)
 	}
 	if s.kept {
-		_ = aside.DetachFilterInline(s.fd) // a process that holds it may listen on
+		_ = aside.DetachFilterInline(s.fd) // a process that holds it may go on listening
 	}
 	return s.fd.Close()
 }

@@ -40,5 +40,5 @@ func (f *socketFile) adopt(_ *filePlace, o bindOptions) error {
 // bindThroughDirectory refuses: there is no short name for a directory here.
 func bindThroughDirectory(int, string) error { return unix.ENAMETOOLONG }
 
-// mayHaveFilters: there are none.
+// mayHaveFilters reports false: this system has no socket filters.
 func mayHaveFilters(int) bool { return false }

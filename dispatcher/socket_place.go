@@ -26,7 +26,7 @@ func placeOf(path string, guarded bool) (filePlace, error) {
 	at := strings.LastIndexByte(path, '/') + 1
 	folder, name := path[:at], path[at:]
 	if name == "" {
-		return filePlace{}, unix.ENOENT // as the kernel says of a name that ends in a slash
+		return filePlace{}, unix.ENOENT // as the kernel does for a name that ends in a slash
 	}
 	if folder == "" {
 		folder = "."

@@ -6,8 +6,8 @@ import (
 	"rrd/handoff"
 )
 
-// lateTurn separates a slow turn from a stall: a turn that begins later than this found
-// the whole master stopped.
+// lateTurn separates a slow turn from a stall. If a turn begins later than this, the whole
+// master was stopped.
 const lateTurn = int64(time.Second)
 
 // noticeStall is called at the start of a turn. last is when the turn before began, and
@@ -59,7 +59,8 @@ func (l *loop) postpone(last, stall int64) {
 	}
 }
 
-// rewind sets the loop's time to when s was written. catchUp brings it to the present.
+// rewind sets the loop's time to the time at which s was written. catchUp brings it to the
+// present.
 func (l *loop) rewind(s *State) (catchUp func()) {
 	gone := int64(handoff.SinceSaved(time.Duration(s.SavedAt)))
 	l.now -= gone

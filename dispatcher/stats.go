@@ -132,7 +132,7 @@ type ListenerStats struct {
 	KernelQueue, KernelLimit uint32 // of the listening TCP sockets, summed
 	KernelKnown              bool
 	KernelDrops              uint64 // of all sockets that it has had
-	// Filters counts what workers had attached to the sockets, and rrd has removed.
+	// Filters counts the filters of workers that rrd has removed from the sockets.
 	Filters [NumFilterKinds]uint64
 	// Rearmed is how often clients could not connect although it was open, and can again.
 	Rearmed uint64

@@ -20,7 +20,7 @@ func look(d handoff.FD, events int16) int16 {
 	return p[0].Revents
 }
 
-// inodeOf returns the number by which /proc names a socket; 0: it has none.
+// inodeOf returns the number by which /proc names a socket, or 0 if there is none.
 func inodeOf(d handoff.FD) uint64 {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.Num(), &st); err != nil {
@@ -74,8 +74,8 @@ func (s *socket) findFile(path string) error {
 	return nil
 }
 
-// state returns errFileRemoved, errFileReplaced, or nil: the file is there, or that
-// could not be found out.
+// state returns errFileRemoved or errFileReplaced. It returns nil if the file is there or
+// cannot be looked at.
 func (f *socketFile) state() (err error) {
 	_ = withRights(f.rights, func() {
 		var st unix.Stat_t

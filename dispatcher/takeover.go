@@ -110,8 +110,8 @@ func (l *loop) giveBack(_ *listener, s *slotSock) {
 	}
 }
 
-// askAccept has a helper accept from a slot's socket, whose flags are its workers'
-// too. Meanwhile the poller does not look at it.
+// askAccept asks a helper to accept from a slot's socket, because a worker can change the
+// socket's flags. Until the answer the poller does not watch the socket.
 func (l *loop) askAccept(ln *listener, s *slotSock) {
 	switch {
 	case s.asking || l.acceptAt != 0:

@@ -10,23 +10,23 @@ import (
 )
 
 // ticketKeys are the keys with which workers encrypt TLS session tickets, so that a
-// client's session resumes on any of them. They are the master's: a worker that asks gets
-// them now and with each rotation. They are in no log; an upgrade in place takes them along.
+// client's session resumes on any worker. They belong to the master. A worker that asks gets
+// them at once and at each rotation. No log has them, and they cross an upgrade in place.
 type ticketKeys struct {
 	serial   uint64 // of the rotation; 0: there are no keys yet
 	keys     []byte // newest first, each of handoff.TicketKeySize
 	rotateAt int64
 }
 
-// askedTickets is called when k asks for the keys. The first to ask has them made. A worker
-// that asks again and does not read makes nothing grow.
+// askedTickets handles ASK_TICKETS of k. The first request makes the keys. If a worker asks
+// again and does not read, nothing grows.
 func (l *loop) askedTickets(k *link) {
 	if k.tickets {
 		return
 	}
 	k.tickets = true
 	if l.cfg.TicketRotate <= 0 {
-		return // switched off since k was told of them
+		return // a reload has switched them off since HELLO
 	}
 	if l.tickets.serial == 0 {
 		l.rotateTickets()
@@ -35,7 +35,7 @@ func (l *loop) askedTickets(k *link) {
 	l.sayTickets(k)
 }
 
-// rotateTickets makes a new key and hands it to all that have asked.
+// rotateTickets makes a new key and sends the keys to all workers that have asked.
 func (l *loop) rotateTickets() {
 	t := &l.tickets
 	key := make([]byte, handoff.TicketKeySize, handoff.MaxTicketKeys*handoff.TicketKeySize)
@@ -56,7 +56,7 @@ func (l *loop) rotateTickets() {
 	}
 }
 
-// sayTickets hands the keys to k. If those before are still unsent, they are left out.
+// sayTickets sends the keys to k. Older keys that are still unsent are left out.
 func (l *loop) sayTickets(k *link) {
 	f := handoff.Frame{Type: handoff.Tickets, Seq: l.tickets.serial,
 		Arg: uint32(len(l.tickets.keys) / handoff.TicketKeySize), Payload: slices.Clone(l.tickets.keys)}
@@ -69,7 +69,7 @@ func (l *loop) sayTickets(k *link) {
 	l.say(k, f, handoff.FD{})
 }
 
-// ticketsDue is when the next rotation is; 0: never.
+// ticketsDue returns the time of the next rotation; 0: never.
 func (l *loop) ticketsDue() int64 {
 	if l.tickets.serial == 0 {
 		return 0
@@ -77,7 +77,7 @@ func (l *loop) ticketsDue() int64 {
 	return l.tickets.rotateAt
 }
 
-// setTicketRotate has another interval hold. Without one the keys are forgotten.
+// setTicketRotate changes the interval. Without an interval the keys are forgotten.
 func (l *loop) setTicketRotate(d time.Duration) {
 	switch l.cfg.TicketRotate = d; {
 	case d <= 0:
@@ -88,7 +88,7 @@ func (l *loop) setTicketRotate(d time.Duration) {
 	}
 }
 
-// savedTickets are ticketKeys in a State.
+// savedTickets is the form of ticketKeys in a State.
 type savedTickets struct {
 	Serial   uint64
 	Keys     []byte

@@ -18,8 +18,8 @@ func Monotonic() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// SinceSaved returns how long ago Monotonic was at, from 0 to a day. A state that does not
-// say when it was written counts as written now.
+// SinceSaved returns how long ago Monotonic was at, from 0 to a day. A state without a time
+// counts as written now.
 func SinceSaved(at time.Duration) time.Duration {
 	now := Monotonic()
 	if at <= 0 || now <= at {

@@ -16,11 +16,10 @@ const (
 )
 
 // ProtocolVersion is the newest version of the native protocol, which this package
-// speaks. What an end may say beyond OldestVersion is not told by the version but by
-// flags.
+// speaks. Flags, and not the version, allow the frames beyond OldestVersion.
 const ProtocolVersion = 2
 
-// OldestVersion is the version of the oldest master and worker that can be dealt with.
+// OldestVersion is the oldest supported version of a master or a worker.
 const OldestVersion = 1
 
 // FirstInheritedFD is the first descriptor after stdin, stdout and stderr: the

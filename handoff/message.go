@@ -135,7 +135,8 @@ type Frame struct {
 	// leaves with it, and everyone who asks gets. It is a secret of the workers.
 	// rrd's own protocol does not carry it.
 	Data []byte
-	// Version is that which the frame is written in; 0: ProtocolVersion. Decode leaves it 0.
+	// Version is the version in which the frame is written; 0: ProtocolVersion. Decode
+	// leaves it 0.
 	Version uint8 `json:",omitempty"`
 }
 

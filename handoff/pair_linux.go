@@ -43,7 +43,7 @@ func pair(kind int) (*Conn, *os.File, error) {
 	return c, child, nil
 }
 
-// unreadBytes is how many bytes lie at a socket that were not received: SIOCINQ of
+// unreadBytes returns how many bytes at a socket were not received: SIOCINQ of
 // unix(7), which has the number of TIOCINQ.
 func unreadBytes(fd int) int {
 	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)

@@ -133,11 +133,11 @@ type Listener struct {
 	Pauses       Counts `json:"pauses,omitempty"`
 	Paused       bool   `json:"paused"`
 
-	// Filters counts by kind what workers had attached to a shared socket, and rrd has
-	// removed: see FilterKinds.
+	// Filters counts, by kind, the filters of workers that rrd has removed from a shared
+	// socket: see FilterKinds.
 	Filters Counts `json:"filters,omitempty"`
-	// Rearmed is how often clients could not connect to it, and can again. Unreachable is
-	// why they cannot now; "" if they can.
+	// Rearmed counts how often rrd made it work again after clients could not connect.
+	// Unreachable is the reason why no client can connect now; "" if they can.
 	Rearmed     uint64 `json:"rearmed,omitempty"`
 	Unreachable string `json:"unreachable,omitempty"`
 

@@ -50,7 +50,7 @@ type channel struct {
 	endpoints map[uint32]*endpoint
 	asks      map[uint64]*ask
 	nextAsk   uint64
-	started   bool  // somebody reads, or will after the next lull
+	started   bool  // a goroutine reads, or will read after a pause
 	listened  bool  // a listener was asked for: this process is a worker
 	ready     bool  // READY was said
 	version   uint8 // of the frames that are sent

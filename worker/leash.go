@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// A leash ends a connection from outside, but only if the Read that waits there has read
-// nothing. To close the connection would not do: between the recv(2) that brings a
-// request and the server's word that it is active, a goroutine may wait for a CPU. A
-// deadline in the past wakes the Read before it reads, and that Read itself then decides.
+// A leash ends a connection from outside, but only if its waiting Read has read
+// nothing. A plain close could lose a request: a goroutine may have received the request
+// and wait for a CPU before the server marks the connection active. A deadline in the past
+// wakes the Read before it reads, and that Read itself then decides.
 type leash struct {
 	conn  leashed
-	reads atomic.Uint32 // Reads that have brought something
+	reads atomic.Uint32 // Reads that have returned bytes
 
 	mu       sync.Mutex
 	deadline time.Time // of the program, for Read
@@ -53,8 +53,8 @@ func (h *hold) putLeash(c leashed) *leash {
 	return l
 }
 
-// pull has the Read that waits time out if no Read has brought anything since reads. net/http
-// closes a connection that timed out, without a word in most cases.
+// pull makes the waiting Read time out if no Read has returned bytes since reads. net/http
+// closes a connection that timed out, in most cases without an answer.
 func (l *leash) pull(reads uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +64,8 @@ func (l *leash) pull(reads uint32) {
 	}
 }
 
-// setDeadline is the program's. It ends a pull; the next sweep tries again.
+// setDeadline sets the deadline of the program. It ends a pull, and the next sweep tries
+// again.
 func (l *leash) setDeadline(t time.Time, set func(time.Time) error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,8 +73,8 @@ func (l *leash) setDeadline(t time.Time, set func(time.Time) error) error {
 	return set(t)
 }
 
-// finish takes what a Read of conn into b has returned. It reads again if only a pull has
-// woken that Read and the pull comes too late.
+// finish takes the result of a Read of conn into b. It reads again if only a pull has
+// woken that Read and the pull came too late.
 func (l *leash) finish(b []byte, n int, err error) (int, error) {
 	for {
 		if n > 0 {
@@ -90,7 +91,8 @@ func (l *leash) finish(b []byte, n int, err error) (int, error) {
 	}
 }
 
-// judge returns with what a Read ends that has met the deadline; nil: it goes on.
+// judge returns the error of a Read that has met the deadline. If it is nil, the Read goes
+// on.
 func (l *leash) judge(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

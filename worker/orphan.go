@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Without a master. Open connections finish, then the process ends. A socket that
-// the master had lent is given up soon: as long as one process has it, the next
+// Without a master, open connections finish, and then the process ends. The process soon
+// gives up the sockets that the master had lent. While a process has such a socket, the next
 // master cannot bind its address (none), or the kernel sends clients here that are
 // never accepted (reuseport).
 
@@ -21,9 +21,9 @@ const orphanTime = 20 * time.Millisecond
 
 var errGone = errors.New("master of rrd is gone")
 
-// endLocked is the end of the channel: the master is gone, or speaks nonsense,
-// which is the same to us. What was read is still served, nothing more is
-// accepted, and when all is finished the process ends.
+// endLocked handles the end of the channel: the master is gone, or sends nonsense, which
+// has the same effect. The process still serves what it has read, accepts nothing more, and
+// ends when all connections are finished.
 func (ch *channel) endLocked(err error) {
 	ch.gone = true
 	ch.out = ch.out[:0]

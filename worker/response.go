@@ -63,7 +63,7 @@ func (w *response) FlushError() error {
 	return w.control().Flush()
 }
 
-// CloseNotify is for programs that are older than Request.Context.
+// CloseNotify serves programs from before Request.Context.
 func (w *response) CloseNotify() <-chan bool {
 	if n, ok := w.ResponseWriter.(interface{ CloseNotify() <-chan bool }); ok {
 		return n.CloseNotify()

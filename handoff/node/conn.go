@@ -16,8 +16,9 @@ type Config struct {
 	// ReadyOnMessage holds Ready back until the program has also sent the message
 	// "ready".
 	ReadyOnMessage bool
-	// Private reports whether a unix socket at path belongs to the process pid alone, which
-	// may be 0, and not to the service: then it makes no worker ready. Nil: none does.
+	// Private reports whether a unix socket at path belongs to the process pid alone and not
+	// to the service. Such a socket makes no worker ready. pid may be 0. If Private is nil, no
+	// socket is private.
 	Private func(path string, pid int) bool
 	// Message is called by Next, in its caller's goroutine, with every message of
 	// the program's own (process.send): one JSON text, cut to 1 KiB, good during

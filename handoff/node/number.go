@@ -46,8 +46,8 @@ func udpPort(f float64) uint16 {
 	return uint16(int32(n))
 }
 
-// toNumber is the number that a string means (ECMAScript, StringToNumber); NaN: it means
-// none.
+// toNumber returns the number that a string means (ECMAScript, StringToNumber), or NaN if
+// it means none.
 func toNumber(s string) float64 {
 	s = strings.TrimFunc(s, isSpace)
 	if s == "" {
@@ -69,7 +69,7 @@ func toNumber(s string) float64 {
 	return f
 }
 
-// isNoDecimal reports whether r is in no decimal literal.
+// isNoDecimal reports whether no decimal literal contains r.
 func isNoDecimal(r rune) bool { return !strings.ContainsRune("0123456789+-.eE", r) }
 
 // digits reads whole numbers of any length.

@@ -71,8 +71,8 @@ type Credential struct {
 	Groups []uint32
 }
 
-// Account is what the environment of workers tells of their user: USER and LOGNAME, and
-// HOME. An empty field unsets its variables, for the master's would be wrong.
+// Account has the values of USER and LOGNAME, and of HOME, for the environment of workers.
+// An empty field unsets its variables, because the master's values would be wrong.
 type Account struct{ Name, Home string }
 
 // Inherited is a listener for one spawn.
@@ -160,8 +160,8 @@ type Hooks struct {
 	// given a connection. Any other, and one that is ready without having
 	// spoken, has got its signal already.
 	Drain func(w Worker)
-	// Replaced: a successor works in the worker's place, and a roll keeps the worker. It
-	// is to be given nothing new until Restored; or else Drain follows.
+	// Replaced: a successor works in the worker's place, and a roll keeps the worker. Give
+	// it nothing new until Restored. If the roll succeeds, Drain follows.
 	Replaced func(w Worker)
 	// Restored: the roll has failed, and the worker has its place back.
 	Restored func(w Worker)

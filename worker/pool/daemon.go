@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// A program that daemonizes forks, and its first process exits with code 0 at once. To
-// the pool that is an exit like any other, so it would start daemon after daemon, each
-// with the listener open. So an early and clean exit is looked at more closely: does it
-// leave a process behind?
+// A program that daemonizes forks, and its first process exits with code 0 at once. If the
+// pool took that for an ordinary exit, it would start daemon after daemon, each with the
+// listener open. So after an early and clean exit the pool looks for a process that was left
+// behind.
 
 // daemonWithin is how soon after its start a program that daemonizes exits at the latest. Most do
 // so within 1 s, on a machine that is not busy.
@@ -26,7 +26,7 @@ type background struct {
 
 func (b background) found() bool { return b.pid != 0 }
 
-// cure is what to do about a program that daemonizes: one line.
+// cure returns one line with the cure for a program that daemonizes.
 func (b background) cure() string {
 	text := fmt.Sprintf("the command has put itself into the background as process %d, which rrd cannot supervise: run it in the foreground "+
 		"(--foreground, -F, --no-daemon, --nodaemon, -D, or a setting such as \"daemon off;\" of nginx)", b.pid)
@@ -36,8 +36,8 @@ func (b background) cure() string {
 	return text
 }
 
-// leavesBackground looks for what the leader has left, between its end and its reaping:
-// as long as it is a zombie its number is its own.
+// leavesBackground looks for a process that the leader has left. Call it between the
+// leader's end and its reaping: while the leader is a zombie, no other process gets its pid.
 func (p *Pool) leavesBackground(pr *proc) background {
 	if !p.fixed.mayBeListenFDs() || pr.ran.IsZero() || time.Since(pr.ran) > daemonWithin {
 		return background{}
@@ -45,8 +45,8 @@ func (p *Pool) leavesBackground(pr *proc) background {
 	return p.sys.background(pr.w.PID, pr.lent)
 }
 
-// daemonized notes that a leader has daemonized. A program that has spoken, or was asked
-// to end, has not.
+// daemonized notes that a leader has daemonized. If the program has spoken, or was asked to
+// end, its exit is an ordinary one.
 func (pr *proc) daemonized(status exitStatus, b background) {
 	if b.found() && status == (exitStatus{}) && !pr.requested && !pr.said && !pr.killed {
 		pr.exit.Daemon = b.pid

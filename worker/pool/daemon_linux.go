@@ -31,14 +31,14 @@ func findBackground(leader int, lent []uint64) background {
 	return found
 }
 
-// processes lists all there are.
+// processes lists the pids of all processes.
 func processes() (pids []int) {
 	d, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(-1) // what it has read is better than nothing
+	names, _ := d.Readdirnames(-1) // after an error a part of the names is enough
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)

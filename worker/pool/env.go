@@ -59,7 +59,7 @@ func expander(slot, generation int) *strings.Replacer {
 // USER is BSD's LOGNAME).
 var accountVariables = []string{"HOME", "USER", "LOGNAME"}
 
-// accountEnv returns their values; "" is none. It is empty if a is nil.
+// accountEnv returns the values of accountVariables; "" unsets one. It is empty if a is nil.
 func accountEnv(a *Account) map[string]string {
 	if a == nil {
 		return nil

@@ -176,7 +176,7 @@ func (p *Pool) succeed(pr *proc) {
 	case pr.requested:
 		p.start(s, StartRecycle)
 	case pr.exit.Daemon != 0:
-		s.down = true // another start would leave another one
+		s.down = true // another start would leave another daemon
 	case p.cfg.Restart == RestartNever || p.cfg.Restart == RestartOnFailure && pr.ended && pr.exit.clean():
 		s.down = true
 	case pr.exit.Left:

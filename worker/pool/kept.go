@@ -7,7 +7,7 @@ import "time"
 // to drain. If the roll fails, the kept process takes its place back: not another
 // process of the same command line, which may have become another program.
 
-// serves reports whether the process works as it should, and may go on.
+// serves reports whether the process is well and may go on.
 func (pr *proc) serves() bool {
 	return pr.state == StateReady && !pr.requested && !pr.killed && !pr.aborted && !pr.ended
 }
@@ -65,7 +65,7 @@ func (p *Pool) takeBack(s *slot) bool {
 	return true
 }
 
-// dropKept drains the kept process of a slot, which has no claim to it any more.
+// dropKept drains the kept process of a slot, which does not get its place back.
 func (p *Pool) dropKept(s *slot) {
 	if pr := s.kept; pr != nil {
 		s.kept = nil

@@ -39,8 +39,8 @@ type Output struct {
 	// Accepted, if set, returns how many bytes the sink has taken. It shows that a sink
 	// works at a long line.
 	Accepted func() uint64
-	// Lost, if set, is told at most once a second how many lines were dropped since, of all
-	// workers, because the sink took nothing.
+	// Lost, if set, is called at most once a second with the number of lines of all workers
+	// that were dropped since the last call, because the sink took nothing.
 	Lost func(lines uint64)
 }
 

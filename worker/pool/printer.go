@@ -22,7 +22,7 @@ const (
 	// flushLimit is how long the end of the pool and a freeze wait for a sink that is slow
 	// and takes something.
 	flushLimit = 5 * time.Second
-	// lossEvery is how often lost lines are told of.
+	// lossEvery is the time between reports of lost lines.
 	lossEvery = time.Second
 )
 
@@ -115,7 +115,7 @@ func (p *printer) written(l Line, err error) {
 	}
 	if err != nil {
 		p.lost++
-		p.told -= l.Lost // it has told of them in vain
+		p.told -= l.Lost // its report did not reach the sink
 	}
 	p.took()
 	p.changed()
@@ -129,7 +129,8 @@ func (p *printer) took() {
 	}
 }
 
-// changed wakes who waits for room or for the end. Preconditions: mu is locked.
+// changed wakes the goroutines that wait for room or for the end. Preconditions: mu is
+// locked.
 func (p *printer) changed() {
 	if p.waiters > 0 {
 		close(p.changeC)
@@ -170,8 +171,8 @@ func (p *printer) isOver() bool {
 func cost(l Line) int { return len(l.Text) + lineCost }
 
 // put queues a line. If the slot has too much in the queue, put waits until the sink has
-// taken some of it, and drops the line if the sink takes nothing. When ended is set, what
-// is left in the pipes of the dead process is taken without waiting.
+// taken some of it, and drops the line if the sink takes nothing. If ended is set, put takes
+// the rest of the dead process's pipes without waiting.
 func (p *printer) put(l Line, ended *atomic.Bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -228,7 +229,7 @@ func (p *printer) goOn() {
 	p.wake()
 }
 
-// poke has who waits for room look again.
+// poke wakes the goroutines that wait for room.
 func (p *printer) poke() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -291,7 +292,7 @@ func (p *printer) pending(limit int) (lines []Line, more uint64) {
 	return slices.Clone(p.queue), more
 }
 
-// losses returns how many lines were lost, and how many of them no line has told of.
+// losses returns the number of lost lines, and how many of them no written line reports.
 func (p *printer) losses() (lost, untold uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -310,7 +311,7 @@ func (p *printer) restore(lost, untold uint64, lines []Line) {
 	p.wake()
 }
 
-// tellLosses tells of lost lines until print returns.
+// tellLosses reports lost lines until print returns.
 func (p *printer) tellLosses() {
 	ticker := time.NewTicker(lossEvery)
 	defer ticker.Stop()

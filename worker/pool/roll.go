@@ -329,7 +329,7 @@ func (p *Pool) rollFailed(s *slot, err error) {
 	}
 	r.active, r.trials, r.queue = nil, nil, nil
 	r.to, r.from, r.back, r.canary = r.from, r.to, true, false
-	if r.grown > 0 && p.desired == r.grown { // nobody else has changed the number since
+	if r.grown > 0 && p.desired == r.grown { // no other request has changed the number since
 		p.setDesired(r.size)
 	}
 	var kept []*slot

@@ -98,7 +98,7 @@ const (
 	startTimer  = iota // to be ready
 	readyTimer         // ready without a word
 	silentTimer        // to have spoken
-	spreadTimer        // to be told to drain, see setTurns
+	spreadTimer        // when to drain it, see setTurns
 	termTimer          // to have drained
 	killTimer          // to have ended
 	readerTimer        // to have ended after its reader

@@ -10,8 +10,8 @@ import "time"
 const (
 	// late separates a slow turn from a stall.
 	late = time.Second
-	// watchEvery is how often the loop looks at the clock while a process has a deadline, so
-	// that it knows when a stall began.
+	// watchEvery is the time between looks at the clock while a process has a deadline. They
+	// show when a stall began.
 	watchEvery = 250 * time.Millisecond
 )
 

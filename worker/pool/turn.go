@@ -9,7 +9,7 @@ import "time"
 // minForcePause bounds such starts to ten a second.
 const minForcePause = 100 * time.Millisecond
 
-// canServe reports whether a worker is ready and stays so as far as is known.
+// canServe reports whether a worker is ready and nothing is known that will end that.
 func (p *Pool) canServe() bool {
 	for _, pr := range p.procs {
 		if pr.state == StateReady && !pr.requested && !pr.killed && !pr.aborted && !pr.ended {
@@ -33,8 +33,8 @@ func (p *Pool) watchService(now time.Time) {
 // putOffForce is called at each start, too, so that starts do not come in bursts.
 func (p *Pool) putOffForce(now time.Time) { p.forceAt = now.Add(max(p.cfg.RespawnMin, minForcePause)) }
 
-// nextInTurn returns the slot that is forced next, and when: of those that wait, the one
-// that is started first. nil: none is.
+// nextInTurn returns the slot that is forced next, and the time. It is the waiting slot
+// whose turn comes first, or nil if no slot waits.
 func (p *Pool) nextInTurn() (next *slot, at time.Time) {
 	if p.forceAt.IsZero() || p.freezing != nil {
 		return nil, time.Time{}

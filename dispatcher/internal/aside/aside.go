@@ -21,9 +21,9 @@
 // One SOCK_SEQPACKET pair joins the loop and a helper. A Request names one call and
 // lends a descriptor, which the kernel duplicates for the helper. The helper makes
 // the call, closes the duplicate, and answers. A helper has one request at a time,
-// so a helper that hangs holds up only that one. The rest waits in the Client.
+// so a helper that hangs holds up only that one. All others wait in the Client.
 //
-// # Who owns what
+// # Ownership
 //
 // The loop owns the Client and calls every method of it. The Client owns the
 // sockets to the helpers. The program starts and reaps the processes: it is asked
@@ -89,7 +89,7 @@ type Request struct {
 	// FD is the descriptor for the call. It stays the caller's and must stay open
 	// until Done is called or Forget was.
 	FD handoff.FD
-	// Arg is what the call needs besides.
+	// Arg is the further argument of the call.
 	Arg int
 	// Given makes the Client the owner of FD. It closes FD when a helper has its
 	// duplicate, or the request is given up.
@@ -100,7 +100,7 @@ type Request struct {
 	// Part is called with each message that a Recall brings. The message is good
 	// during the call only.
 	Part func(msg []byte)
-	// Done is called once, on the loop, with the outcome. Nil: nobody needs it.
+	// Done is called once, on the loop, with the outcome. It may be nil.
 	Done func(*Answer)
 
 	id       uint64
@@ -110,18 +110,18 @@ type Request struct {
 
 // Answer is the outcome of a Request.
 type Answer struct {
-	// Known says that the call was made. False: no answer came in time, or no helper
-	// could be had.
+	// Known is set if the call was made. Otherwise no answer came in time, or no helper
+	// could be started.
 	Known bool
 	// Errno is the error of the call; 0: none.
 	Errno syscall.Errno
-	// FDs are accepted connections. Who handles the answer owns them.
+	// FDs are accepted connections. The handler of the answer owns them.
 	FDs   []handoff.FD
 	conn  ConnFacts
 	queue QueueFacts
 }
 
-// ConnFacts tell what was read from and written to a TCP connection.
+// ConnFacts are the counts of bytes read from and written to a TCP connection.
 type ConnFacts struct {
 	State    uint8  // include/net/tcp_states.h
 	Received uint64 // bytes from the client, a FIN counts as one
@@ -130,16 +130,16 @@ type ConnFacts struct {
 	Unsent   uint32 // written by a process and not sent
 }
 
-// QueueFacts tell how many clients wait to be accepted.
+// QueueFacts are the counts of clients that wait to be accepted.
 type QueueFacts struct {
 	Length, Limit uint32
 	Drops         uint64 // SYNs and connections that the kernel dropped so far
 }
 
-// Conn returns what a Conn call found. It reports false if nothing is known.
+// Conn returns the result of a Conn call. It reports false if the result is not known.
 func (a *Answer) Conn() (ConnFacts, bool) { return a.conn, a.Known && a.Errno == 0 }
 
-// Queue returns what a Queue call found. It reports false if nothing is known.
+// Queue returns the result of a Queue call. It reports false if the result is not known.
 func (a *Answer) Queue() (QueueFacts, bool) { return a.queue, a.Known && a.Errno == 0 }
 
 func (r *Request) done(a *Answer) {
@@ -159,7 +159,7 @@ type Config struct {
 	Limit func() time.Duration
 	// Want asks for one more helper. Add or Failed answers it.
 	Want func()
-	// Kill says that a helper is of no use any more: it hangs, or talks nonsense.
+	// Kill ends a helper that hangs or sends nonsense.
 	Kill func(pid int)
 	// Watch and Unwatch tell the poller about a helper's socket.
 	Watch   func(fd int, token uint64) error
@@ -169,6 +169,6 @@ type Config struct {
 // Process is a helper as others see it.
 type Process struct {
 	PID int
-	// Out is how long it has been with its request; 0: it has none.
+	// Out is the age of its request; 0: it has none.
 	Out time.Duration
 }

@@ -69,7 +69,7 @@ func acceptSome(fd, n int) (out []handoff.FD, errno syscall.Errno) {
 		c, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		if err != nil {
 			if len(out) > 0 {
-				return out, 0 // an error that stays comes again
+				return out, 0 // a permanent error comes again
 			}
 			return nil, errnoOf(err)
 		}
@@ -102,8 +102,8 @@ func DetachFilterInline(d handoff.FD) syscall.Errno {
 	return errnoOf(unix.SetsockoptInt(d.Num(), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0))
 }
 
-// discardOne closes a connection without waiting for SO_LINGER. What is still to be
-// sent is sent all the same.
+// discardOne closes a connection without waiting for SO_LINGER. The kernel still sends the
+// unsent bytes.
 func discardOne(d handoff.FD) {
 	_ = unix.SetsockoptLinger(d.Num(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 	_ = d.Close()

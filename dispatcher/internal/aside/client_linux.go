@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// slow is how long a helper may be out before it counts as hanging: if others
-	// wait, one more is asked for.
+	// slow is the age of a request from which its helper counts as hanging. If other
+	// requests wait, the Client then asks for one more helper.
 	slow = int64(100 * time.Millisecond)
 	// MaxHelpers bounds the helpers, those that hang included.
 	MaxHelpers = 8
@@ -23,7 +23,7 @@ const (
 	// (unix(7)).
 	retryIn   = int64(time.Second)
 	refsPause = int64(10 * time.Millisecond)
-	// maxTries bounds how often a request is asked whose helper has died.
+	// maxTries bounds the attempts at a request whose helpers die.
 	maxTries = 3
 	// maxDiscard is how many descriptors one message to a helper may carry.
 	maxDiscard = 64
@@ -76,7 +76,7 @@ func (c *Client) Discard(d *handoff.FD) bool {
 }
 
 // Forget drops the requests about d that no helper has yet. Their Done is not
-// called. It is for who is about to close d.
+// called. Call it before d is closed.
 func (c *Client) Forget(d handoff.FD) {
 	c.queue = slices.DeleteFunc(c.queue, func(r *Request) bool { return r.FD == d })
 }
@@ -93,7 +93,7 @@ func (c *Client) Add(now int64, pid int, socket handoff.FD, token uint64) error 
 	return nil
 }
 
-// Failed says that a helper could not be started. Another one is wanted later.
+// Failed tells the Client that a helper could not be started. The Client asks again later.
 func (c *Client) Failed(now int64) {
 	c.starting = false
 	c.startAt = now + retryIn
@@ -159,8 +159,7 @@ func (c *Client) Quiet() bool {
 		!slices.ContainsFunc(c.helpers, func(h *helper) bool { return h.req != nil })
 }
 
-// Fresh reports whether some helper has had a request for so short a time that its
-// answer is likely on its way.
+// Fresh reports whether a request is so young that its answer is likely on its way.
 func (c *Client) Fresh(now int64) bool {
 	return slices.ContainsFunc(c.helpers, func(h *helper) bool { return h.req != nil && now-h.sentAt < slow })
 }
@@ -177,7 +176,7 @@ func (c *Client) Processes(now int64) (out []Process) {
 	return out
 }
 
-// Postpone moves all deadlines: the master itself stood still.
+// Postpone moves all deadlines, after the master itself stood still.
 func (c *Client) Postpone(by int64) {
 	for _, h := range c.helpers {
 		if h.req != nil {
@@ -317,8 +316,8 @@ func (c *Client) send(now int64) {
 	}
 }
 
-// sendDiscards gives an idle helper what it is to close. With the message under way
-// our own copy is not the last, and closing it does not wait.
+// sendDiscards gives an idle helper connections to close. While the message is under way,
+// our own copy is not the last, so closing it does not wait.
 func (c *Client) sendDiscards(now int64) {
 	for len(c.discards) > 0 {
 		h := c.idle()
@@ -353,7 +352,7 @@ func (c *Client) sendTo(h *helper, head header, fds []int) syscall.Errno {
 	return errnoOf(unix.Sendmsg(h.fd.Num(), head.append(c.buf[:0]), unix.UnixRights(fds...), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL))
 }
 
-// Receive reads what the helper of that token has said.
+// Receive reads the answers of the helper with that token.
 func (c *Client) Receive(token uint64) {
 	i := slices.IndexFunc(c.helpers, func(h *helper) bool { return h.token == token })
 	if i < 0 {
@@ -384,7 +383,7 @@ func (c *Client) Receive(token uint64) {
 	}
 }
 
-// handle acts on one message; false: a helper does not send such.
+// handle acts on one message. It reports false if no helper sends such a message.
 func (c *Client) handle(h *helper, msg []byte, fds []handoff.FD, flags int) bool {
 	r := h.req
 	if r == nil || flags&unix.MSG_TRUNC != 0 {
@@ -417,7 +416,7 @@ func (c *Client) handle(h *helper, msg []byte, fds []handoff.FD, flags int) bool
 	return true
 }
 
-// lose forgets a helper that has ended. What it had not answered is asked again.
+// lose forgets a helper that has ended. Its unanswered request is asked again.
 func (c *Client) lose(h *helper) {
 	r := h.req
 	h.req = nil

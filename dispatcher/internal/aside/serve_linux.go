@@ -16,14 +16,14 @@ import (
 // helperSocket is the helper's end of the pair.
 const helperSocket = 3
 
-// A program that is started as a helper does nothing else: this runs before main.
+// init runs before main. A program that is started as a helper does nothing else.
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Arg {
 		main()
 	}
 }
 
-// main is the helper. It ends with its socket, and with nothing else: a signal to
+// main is the helper. It ends with its socket and ignores signals, because a signal to
 // the process group of the master, or from a terminal, is not for it.
 func main() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
@@ -51,8 +51,8 @@ type server struct {
 	discarding sync.WaitGroup
 }
 
-// watch ends the process when the other end of the socket is closed, also while a
-// call hangs. A call that is under way then has a moment to end by itself.
+// watch ends the process when the other end of the socket is closed, even while a
+// call hangs. It first gives that call a moment to end by itself.
 func (s *server) watch() {
 	p := []unix.PollFd{{Fd: int32(s.sock)}}
 	for {
@@ -165,7 +165,7 @@ func (s *server) send(h header, payload []byte, fds []handoff.FD) error {
 		switch err {
 		case unix.EINTR:
 		case unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM:
-			time.Sleep(time.Millisecond) // what is accepted must not get lost
+			time.Sleep(time.Millisecond) // an accepted connection must not get lost
 		default:
 			return err
 		}

@@ -27,7 +27,7 @@ const (
 
 var magic = [4]byte{'R', 'R', 'D', 'A'}
 
-// errMessage says that the other end is not what it should be.
+// errMessage is the error for a message that this protocol does not have.
 var errMessage = errors.New("malformed message of a helper")
 
 type header struct {
