@@ -114,22 +114,34 @@ func (d *Dispatcher) bind(c ListenerConfig) (*socket, error) {
 	return bindSocket(c.Network, c.Address, o)
 }
 
-// ProcessStats are the counts of one process.
+// ProcessStats are the counts and the state of one process. Several processes of a slot may
+// serve at the same time, as in a roll.
 type ProcessStats struct {
 	ID   uint64 // of its Worker
 	Slot int
 	Acks uint64
+	// Late is set while it gets nothing more because it did not answer in time.
+	Late bool
 	// LateFor is the time by which its oldest answer is later than BusyAfter; 0: it is
 	// not late.
 	LateFor time.Duration
+	// Unhealthy is set while the program's own check fails.
+	Unhealthy bool
+	// Heard is when it said something last; zero: not yet.
+	Heard time.Time
 }
 
 func (l *loop) copyProcesses() []ProcessStats {
 	out := make([]ProcessStats, 0, len(l.byID))
 	for _, k := range l.links {
-		if k != nil {
-			out = append(out, ProcessStats{ID: k.id, Slot: k.slot, Acks: k.acks, LateFor: l.lateFor(k)})
+		if k == nil {
+			continue
 		}
+		p := ProcessStats{ID: k.id, Slot: k.slot, Acks: k.acks, Late: k.late, LateFor: l.lateFor(k), Unhealthy: k.unhealthy}
+		if k.spoke {
+			p.Heard = time.Now().Add(-time.Duration(l.now - k.heard))
+		}
+		out = append(out, p)
 	}
 	slices.SortFunc(out, func(a, b ProcessStats) int { return a.Slot - b.Slot })
 	return out

@@ -34,7 +34,7 @@ func TestALateWorkersUnreadGoElsewhere(t *testing.T) {
 		t.Errorf("the late one got %v and %v, want a PING", late.has, late.heard)
 	}
 	st := s.l.copyStats()
-	if !st.Slots[0].Late || st.Slots[0].Failures[FailAckTimeout] != 4 || st.Redispatches[RedispatchRecalled] != 4 {
+	if !st.Processes[0].Late || st.Slots[0].Failures[FailAckTimeout] != 4 || st.Redispatches[RedispatchRecalled] != 4 {
 		t.Errorf("%+v %v", st.Slots[0], st.Redispatches)
 	}
 	s.connect(ln, 1)

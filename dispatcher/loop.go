@@ -491,11 +491,6 @@ func (l *loop) copyStats() *Stats {
 			c := &s.Slots[at[k.slot]]
 			c.InFlight += int(l.table.workers[k.idx].owed)
 			c.Active += k.active()
-			c.Late = c.Late || k.late
-			c.Unhealthy = c.Unhealthy || k.unhealthy
-			if k.spoke {
-				c.Heard = time.Now().Add(-time.Duration(l.now - k.heard))
-			}
 		}
 	}
 	return &s

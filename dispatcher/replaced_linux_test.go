@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
@@ -162,4 +163,25 @@ func TestListenerOfAPredecessorStays(t *testing.T) {
 	old.mustGet(1)
 	old.ack(1)
 	s.settle()
+}
+
+// What is wrong with a replaced worker is not said of its successor: it may be why the roll
+// was made.
+func TestAReplacedWorkerIsUnhealthyAlone(t *testing.T) {
+	s := newStepped(t, Config{Configured: true})
+	web := s.listen("web")
+	old := s.serving(web)
+	old.say(handoff.Frame{Type: handoff.Health, Arg: 1})
+	s.settle()
+	next := s.replacedBy(old, web)
+	got := make(map[uint64]bool)
+	for _, p := range s.l.copyStats().Processes {
+		got[p.ID] = p.Unhealthy
+		if p.Heard.IsZero() {
+			t.Errorf("worker %d was not heard", p.ID)
+		}
+	}
+	if want := map[uint64]bool{old.id: true, next.id: false}; !maps.Equal(got, want) {
+		t.Errorf("unhealthy: %v, want %v", got, want)
+	}
 }

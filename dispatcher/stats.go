@@ -165,12 +165,6 @@ type SlotStats struct {
 	// could not be rescued.
 	Lost     uint64
 	Reported bool // some process has reported closes
-	// Unhealthy is set while the program's own check fails.
-	Unhealthy bool
-	// Heard is when the newest process said something last; zero: not yet.
-	Heard time.Time
-	// Late is set while a process gets nothing more because it did not answer in time.
-	Late bool
 }
 
 // Stats is one copy of everything the loop counts, made between two turns.

@@ -41,13 +41,15 @@ func (m *master) snapshot(ctx context.Context) (*metrics.Snapshot, error) {
 	for i := range d.Slots {
 		bySlot[d.Slots[i].Slot] = &d.Slots[i]
 	}
-	late := make(map[uint64]time.Duration, len(d.Processes))
+	processes := make(map[uint64]*dispatcher.ProcessStats, len(d.Processes))
 	for i := range d.Processes {
-		late[d.Processes[i].ID] = d.Processes[i].LateFor
+		processes[d.Processes[i].ID] = &d.Processes[i]
 	}
 	for _, slot := range p.Slots {
 		w := workerCounts(slot, bySlot[slot.Slot])
-		w.LateFor = late[slot.ID]
+		if process := processes[slot.ID]; process != nil {
+			addProcess(&w, process)
+		}
 		s.Workers = append(s.Workers, w)
 	}
 	for _, slot := range p.Removed {
@@ -117,13 +119,18 @@ func workerCounts(slot pool.SlotStatus, d *dispatcher.SlotStats) metrics.Worker 
 	}
 	w.Failures = counts(d.Failures[:], dispatcher.Failure.String)
 	w.ProtocolErrors = metrics.Counts{"violation": d.ProtocolErrors}
-	if d.Unhealthy && w.State == string(pool.StateReady) {
-		w.State = metrics.StateUnhealthy
-	}
-	w.Heartbeat, w.Late = d.Heard, d.Late
 	if d.Reported {
 		active := int(d.Active)
 		w.Active = &active
 	}
 	return w
+}
+
+// addProcess adds the state of the process that works in the slot. Those that were replaced
+// may be there still.
+func addProcess(w *metrics.Worker, p *dispatcher.ProcessStats) {
+	w.Heartbeat, w.Late, w.LateFor = p.Heard, p.Late, p.LateFor
+	if p.Unhealthy && w.State == string(pool.StateReady) {
+		w.State = metrics.StateUnhealthy
+	}
 }
