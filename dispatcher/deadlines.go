@@ -295,7 +295,7 @@ func (l *loop) whyWaiting(id listenerID) string {
 		ready++
 		n := &l.table.listeners[id].nodes[k.idx]
 		switch {
-		case !n.serves:
+		case !n.serves || n.held:
 			continue
 		case n.rejected:
 			rejected++

@@ -185,3 +185,19 @@ func TestAReplacedWorkerIsUnhealthyAlone(t *testing.T) {
 		t.Errorf("unhealthy: %v, want %v", got, want)
 	}
 }
+
+// Why clients wait is a matter of those workers that can be given them.
+func TestAReplacedWorkerIsNotWaitedFor(t *testing.T) {
+	s := newStepped(t, Config{Configured: true, MaxActive: 1})
+	web := s.listen("web")
+	old := s.serving(web)
+	next := s.replacedBy(old, web)
+	s.connect(web, 2)
+	s.settle()
+	next.mustGet(1)
+	next.ackOnly()
+	s.settle()
+	if why, want := s.l.whyWaiting(web.id), "every worker has --worker-max-connections-active connections"; why != want {
+		t.Errorf("%q, want %q", why, want)
+	}
+}

@@ -248,7 +248,7 @@ func (l *loop) restoreAsked(s *State) error {
 			return fmt.Errorf("asked listener %q", in.Key)
 		}
 		a := &askedListener{key: in.Key, network: in.Network, address: in.Address, ln: l.listeners[in.Listener],
-			backlog: in.Backlog, mode: os.FileMode(in.Mode), reuse: in.Reuse, users: in.Users}
+			backlog: in.Backlog, mode: os.FileMode(in.Mode), reuse: in.Reuse, users: in.Users, private: in.Private}
 		if a.users == nil {
 			a.users = make(map[int]uint64)
 		}

@@ -155,6 +155,7 @@ type savedAsked struct {
 	Mode                  uint32
 	Reuse                 bool
 	Users                 map[int]uint64
+	Private               bool `json:",omitempty"`
 }
 
 type savedAgain struct {
@@ -336,7 +337,7 @@ func (l *loop) saveRest(s *State) {
 		}
 	}
 	for key, a := range l.asked {
-		s.Asked = append(s.Asked, savedAsked{key, a.network, a.address, a.ln.id, a.backlog, uint32(a.mode), a.reuse, a.users})
+		s.Asked = append(s.Asked, savedAsked{key, a.network, a.address, a.ln.id, a.backlog, uint32(a.mode), a.reuse, a.users, a.private})
 	}
 	for _, p := range l.agains {
 		s.Agains = append(s.Agains, savedAgain{p.k.idx, p.id, l.in(p.at)})

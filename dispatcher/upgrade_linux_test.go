@@ -329,3 +329,19 @@ func TestNoDeadWorkerIsSaved(t *testing.T) {
 		}
 	}
 }
+
+// A socket of a worker's own stays so, also when it is bound again later.
+func TestAPrivateSocketCrossesAnUpgrade(t *testing.T) {
+	s := newStepped(t, Config{})
+	p := s.peer()
+	p.granted(1, "tcp", "127.0.0.1:0").asked.private = true
+	s.upgrade(p)
+	for key, a := range s.l.asked {
+		if !a.private {
+			t.Errorf("%s is for all", key)
+		}
+	}
+	if len(s.l.asked) != 1 {
+		t.Errorf("%d were asked for", len(s.l.asked))
+	}
+}
