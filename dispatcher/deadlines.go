@@ -255,7 +255,7 @@ type reports struct {
 	pauseAt, waitingAt, dropsAt int64
 	dropsPending                bool
 	fatalAt                     int64
-	fatals                      int // not told of
+	fatals                      int // not reported yet
 }
 
 const reportEvery = int64(time.Second)

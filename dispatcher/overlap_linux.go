@@ -14,7 +14,7 @@ import (
 // any more (inet_csk_update_fastreuse and sk_reuseport_match in
 // net/ipv4/inet_connection_sock.c; tried on Linux 6.18). The next bind to the port
 // without the option ends that. The listening socket is in the way of one: CAP_NET_ADMIN
-// allows a bind all the same (TCP_REPAIR, tcp(7)). Without it an address that does not
+// allows such a bind (TCP_REPAIR, tcp(7)). Without it an address that does not
 // collide is enough, and a wildcard of both families leaves none.
 func sealPort(network, addr string) error {
 	at, err := netip.ParseAddrPort(addr)

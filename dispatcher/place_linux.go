@@ -14,7 +14,7 @@ import (
 // The rights of a worker do not hold for the magic links of /proc. What /proc/PID/cwd,
 // root and fd/N lead to is allowed to the process itself, so a worker could have the
 // master bind where it has no access. So a directory is opened without them, and the
-// socket is bound through that descriptor: nobody can put a link in its place later.
+// socket is bound through that descriptor, so no link can take its place later.
 
 // openat2 is a variable for tests of kernels that have no such call.
 var openat2 = unix.Openat2

@@ -277,7 +277,7 @@ func (l *loop) save(codec ChannelCodec) (*State, error) {
 			return nil, fmt.Errorf("the socket of %s was replaced, and its queue is not empty: %w", ln.conf.Name, ErrBusy)
 		}
 		if ln != nil && ln.rearms.Times > 0 {
-			return nil, fmt.Errorf("that the socket of %s was replaced is still to be told: %w", ln.conf.Name, ErrBusy)
+			return nil, fmt.Errorf("the replacement of the socket of %s is not reported yet: %w", ln.conf.Name, ErrBusy)
 		}
 	}
 	for _, a := range l.asked {

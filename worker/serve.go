@@ -16,7 +16,7 @@ import (
 //     to a request that is being handled. On an HTTP/2 connection the next answer is
 //     followed by GOAWAY.
 //   - A connection is closed without an answer only if no byte of a request has come
-//     for 500 ms. A connection that was idle for so long when the drain began is closed
+//     for 500 ms. A connection that was idle for that long when the drain began is closed
 //     at once. If half of a request or of a TLS handshake was read, the limit is 5 s.
 //   - Hijacked connections, as websockets, are the program's: it watches Draining.
 //

@@ -278,7 +278,7 @@ func (c *config) finish(h *host) error {
 		c.settings["listen"] = setValue{[]string{builtInAddress}, fromDefault}
 	}
 	if c.ReadyMin > c.Workers {
-		return c.bad("ready-min", strconv.Itoa(c.ReadyMin), fmt.Sprintf("is more than --workers %d (from %s), so rrd would never be ready: lower it or raise that", c.Workers, c.origin("workers")))
+		return c.bad("ready-min", strconv.Itoa(c.ReadyMin), fmt.Sprintf("is more than --workers %d (from %s), so rrd would never be ready: lower it or raise --workers", c.Workers, c.origin("workers")))
 	}
 	if c.RespawnMin > c.RespawnMax {
 		if c.explicit("respawn-max") {

@@ -61,7 +61,7 @@ func TestMistakes(t *testing.T) {
 		{args: words("--respawn-max 10ms"), want: `--respawn-max: "10ms" is below --respawn-min 1s (from default): raise it or lower that (from flag)`},
 
 		{args: words("--lame-duck 5"), want: `--lame-duck: "5" has no unit: write 5s or 5ms or off (from flag)`},
-		{args: words("--workers 2 --ready-min 3"), want: `--ready-min: "3" is more than --workers 2 (from flag), so rrd would never be ready: lower it or raise that (from flag)`},
+		{args: words("--workers 2 --ready-min 3"), want: `--ready-min: "3" is more than --workers 2 (from flag), so rrd would never be ready: lower it or raise --workers (from flag)`},
 		{args: words("--ready-min 0"), want: `--ready-min: "0" is not a number from 1 to 1024 (from flag)`},
 		{args: words("--ready-max-wait 0s"), want: `--ready-max-wait: "0s" is not above zero: write a longer one, or off for no limit (from flag)`},
 		{args: words("--drain-spread 40s"), want: `--drain-spread: "40s" is longer than --drain-timeout 30s (from default): lower it or raise that (from flag)`},

@@ -90,7 +90,7 @@ func (m *master) dispatcherConfig() dispatcher.Config {
 				}
 				m.log.Error().Str("event", "listener.filtered").Str("listener", dispatcher.Printable(f.Listener.Name)).
 					Str("address", dispatcher.Printable(f.Listener.Address)).Str("kind", f.Kind.String()).Int("times", f.Times).
-					Msg("a worker had attached a filter to the shared listener, and it was removed")
+					Msg("rrd removed a filter that a worker had attached to the shared listener")
 			},
 			Ignored: func(i dispatcher.ListenerInfo) {
 				if !m.flood.passes("listener.ignored", allSlots) {
@@ -117,7 +117,7 @@ func (m *master) leftOut(f flood, records int) {
 	if f.slot != allSlots {
 		e = e.Int("worker", f.slot)
 	}
-	e.Msg("records of one kind came too fast and were left out")
+	e.Msg("records were left out because they came too fast")
 }
 
 // ofWorker adds to a line which worker it is about.
@@ -222,7 +222,7 @@ func (m *master) workerOutput() pool.Output {
 
 func (m *master) outputLost(lines uint64) {
 	m.log.Warn().Str("event", "worker.output_lost").Uint64("lines", lines).
-		Msg("output of workers was lost: it was not read for a second")
+		Msg("worker output was lost because stdout or stderr took nothing for a second")
 }
 
 // lend gives the listeners of a generation for one spawn, in the order of its

@@ -59,7 +59,7 @@ func (h *helpers) serve(stopC <-chan struct{}) {
 		}
 		if err != nil {
 			h.m.log.Error().Str("event", "helper.failed").Err(err).
-				Msg("could not start a helper: calls that may wait for a worker are not made")
+				Msg("helper could not be started: rrd tries again after a second")
 			_ = h.m.dispatcher.NoHelper()
 			continue
 		}
@@ -111,7 +111,7 @@ func (h *helpers) reap(p *os.Process, forget func()) {
 // useless kills a helper that hangs.
 func (h *helpers) useless(pid int) {
 	h.m.log.Warn().Str("event", "helper.stuck").Int("pid", pid).
-		Msg("a helper was held up by a worker for too long and is ended")
+		Msg("helper did not answer in time because a worker held it up, and is killed")
 	h.kill(pid)
 }
 

@@ -181,7 +181,7 @@ func (m *master) outOfRotation(sig os.Signal) {
 // serveOn makes the master a lame duck without an end. The record has why under field.
 func (m *master) serveOn(field, why string) {
 	if _, _, first := m.leave(toServeOn); first {
-		m.log.Info().Str("event", "lameduck.start").Str(field, why).Msg("not ready any more, and serving until told otherwise")
+		m.log.Info().Str("event", "lameduck.start").Str(field, why).Msg("rrd is not ready any more and serves on until undrain or a stop")
 	}
 }
 

@@ -97,7 +97,7 @@ func (m *master) sealPorts(diff *listenerDiff) {
 		}
 		if err := m.dispatcher.Seal(c.Name, c.Address); err != nil {
 			m.log.Warn().Str("event", "listener.unsealed").Str("listener", c.Name).Err(err).
-				Msg("until rrd is started again, another process of this user that sets SO_REUSEPORT can listen on this port too")
+				Msg("other processes of this user can listen on this port with SO_REUSEPORT until rrd is started again")
 		}
 	}
 }

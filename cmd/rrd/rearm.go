@@ -62,7 +62,7 @@ func (m *master) listenerRearmed(r dispatcher.Rearm) {
 	i := r.Listener
 	if m.flood.passes("listener.rearmed", allSlots) {
 		m.log.Warn().Str("event", "listener.rearmed").Str("listener", dispatcher.Printable(i.Name)).Str("address", dispatcher.Printable(i.Address)).
-			Str("reason", r.Why).Int("times", r.Times).Bool("replaced", r.Replaced).Msg("clients could not connect to this listener, and can again")
+			Str("reason", r.Why).Int("times", r.Times).Bool("replaced", r.Replaced).Msg("clients can connect to this listener again")
 	}
 	configured := slices.DeleteFunc(slices.Clone(m.current().Listen), func(c dispatcher.ListenerConfig) bool { return c.Name != i.Name })
 	if !i.Asked && len(configured) > 0 {
@@ -122,7 +122,7 @@ func (m *master) reroll() error {
 	case err == nil:
 		m.rerolls.cover(began)
 		m.log.Info().Str("event", "listener.rolled").Float64("duration_s", time.Since(began).Seconds()).
-			Msg("the workers that shared an old listening socket are replaced")
+			Msg("workers that shared an old listening socket were replaced")
 	case errors.Is(err, pool.ErrStopping):
 		return nil
 	}
@@ -167,7 +167,7 @@ func (m *master) renewControl() error {
 	}
 	if why != nil && err == nil {
 		m.log.Warn().Str("event", "control.rearmed").Str("path", m.ctl.at).AnErr("reason", why).
-			Msg("clients could not connect to the control socket, and can again")
+			Msg("clients can connect to the control socket again")
 	}
 	return err
 }
@@ -189,7 +189,7 @@ func (m *master) checkFiles(ctx context.Context, next *config) (warnings []strin
 		wanted := slices.ContainsFunc(next.Listen, func(c dispatcher.ListenerConfig) bool { return c.Name == f.Listener.Name })
 		switch {
 		case f.Err == nil:
-			warnings = append(warnings, fmt.Sprintf("listener %s had no socket file any more: rrd has made it again", f.Listener.Name))
+			warnings = append(warnings, fmt.Sprintf("the socket file of listener %s was missing: rrd has made it again", f.Listener.Name))
 		case wanted && !f.Listener.Asked:
 			return warnings, located("listen", next.origin("listen"), fmt.Errorf("%q: %w", f.Listener.Name, f.Err))
 		}

@@ -47,7 +47,7 @@ func (m *master) heed(sig os.Signal) {
 func (m *master) reloadAsked(sig os.Signal) {
 	if m.hangup.Ignored {
 		m.log.Info().Str("event", "signal.ignored").Stringer("signal", sig).
-			Msg("HUP was ignored when rrd was started, as nohup does: use rrdctl reload")
+			Msg("HUP is ignored because it was ignored at the start, as with nohup: use rrdctl reload")
 		return
 	}
 	m.wantReload()

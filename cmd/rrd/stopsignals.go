@@ -54,7 +54,7 @@ func (m *master) judgeStop(sig os.Signal) verdict {
 	v := m.stopRequest.judge(sig, m.stopping.Load(), time.Now())
 	if v == stopRepeat {
 		m.log.Info().Str("event", "signal.ignored").Stringer("signal", sig).
-			Msg("rrd is stopping already: from one second after the first signal on, another TERM or INT stops it at once")
+			Msg("rrd is stopping already: to stop it at once, send TERM or INT a second or more after the first")
 	}
 	return v
 }

@@ -160,7 +160,7 @@ func (m *master) tryUpgrade(ctx context.Context, asked control.Crossing) error {
 		return err
 	}
 	if (m.duck.age() > 0) != (state.LameDuck > 0) {
-		return errors.New("rrd left rotation meanwhile, or came back: try again")
+		return errors.New("rrd left or entered rotation during the upgrade: try again")
 	}
 	return execImage(m.program, m.args0(), m.environ, file, state, "")
 }

@@ -98,7 +98,7 @@ type Config struct {
 	// and "{generation}" replaced in the values; RRD_ names are refused there.
 	Env, ExtraEnv []string
 	Credential    *Credential // nil: the master's
-	Account       *Account    // nil: the environment tells of the master's
+	Account       *Account    // nil: the environment names the master's user
 	NoFile        uint64      // RLIMIT_NOFILE, soft and hard; 0: OriginalNoFile(), soft only
 	// HelperPath is a program whose main calls ExecHelper when its first
 	// argument is ExecHelperArg. Default: this program.

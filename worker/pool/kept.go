@@ -3,7 +3,7 @@ package pool
 import "time"
 
 // A roll keeps the processes that it has replaced until it has succeeded. A kept
-// process runs on beside its successor, is given no new connection, and is not asked
+// process runs on next to its successor, gets no new connection, and is not asked
 // to drain. If the roll fails, the kept process takes its place back: not another
 // process of the same command line, which may have become another program.
 

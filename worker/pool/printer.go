@@ -44,7 +44,7 @@ type printer struct {
 	waiters int
 	moved   time.Time // when the sink took something last, or was given something
 	seen    uint64    // accepted() then
-	hurried bool      // a freeze: nobody waits for room
+	hurried bool      // a freeze: no reader waits for room
 	resting bool      // a freeze: the sink gets nothing, for the queue is in the State
 	ending  bool
 	lost    uint64
@@ -206,7 +206,7 @@ func (p *printer) wake() {
 	}
 }
 
-// hurry begins a freeze: nobody waits for room.
+// hurry begins a freeze, in which no reader waits for room.
 func (p *printer) hurry() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

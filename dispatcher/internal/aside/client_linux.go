@@ -231,7 +231,7 @@ func (c *Client) isOut(key uint64) bool {
 	return slices.ContainsFunc(c.helpers, func(h *helper) bool { return h.req != nil && h.req.Key == key })
 }
 
-// wantAt returns when one more helper is to be asked for; 0: not at all.
+// wantAt returns the time to ask for one more helper; 0: do not ask.
 // Preconditions: something waits for a helper.
 func (c *Client) wantAt() int64 {
 	if c.starting || c.idle() != nil || len(c.helpers) >= MaxHelpers {
