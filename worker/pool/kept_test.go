@@ -71,6 +71,7 @@ func TestRollBackToTheSameProcesses(t *testing.T) {
 	}{
 		{"third at boot", func(w *world) { w.at2(2).exit(exitStatus{code: 3}) }},
 		{"second within the canary time", func(w *world) { w.at(1).exit(exitStatus{code: 3}) }},
+		{"second's own check fails within the canary time", func(w *world) { w.Retire(w.id(1), "its own check fails") }},
 		{"second hangs within the canary time", func(w *world) {
 			w.at(1).set(true, true)
 			w.Kill(w.id(1), "hung")

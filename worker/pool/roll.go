@@ -86,8 +86,8 @@ type trial struct {
 }
 
 // Roll replaces all workers by those of t, which are of the next generation: order by
-// slot, the successor first. If a successor cannot be started, does not get ready or
-// ends within the canary time, the roll stops, the processes that it has replaced take
+// slot, the successor first. If a successor cannot be started, does not get ready, or
+// ends or is retired within the canary time, the roll stops, the processes that it has replaced take
 // their places back, and the error tells why. It returns when that is done; progress, if
 // not nil, is called like a hook.
 func (p *Pool) Roll(t Template, c RollConfig, progress func(RollEvent)) error {
@@ -292,8 +292,7 @@ func (p *Pool) rollEnded(pr *proc) {
 	if r == nil {
 		return
 	}
-	onTrial := slices.ContainsFunc(r.trials, func(t trial) bool { return t.pr == pr }) && !pr.requested
-	if pr.s.next != pr && !onTrial {
+	if pr.s.next != pr && (pr.requested || !r.tries(pr)) {
 		return
 	}
 	err := fmt.Errorf("process %d was killed (%s) and does not end", pr.w.PID, pr.reason)
@@ -301,6 +300,11 @@ func (p *Pool) rollEnded(pr *proc) {
 		err = fmt.Errorf("process %d %s", pr.w.PID, &pr.exit)
 	}
 	p.rollFailed(pr.s, err)
+}
+
+// tries reports whether pr is on trial.
+func (r *roll) tries(pr *proc) bool {
+	return r != nil && slices.ContainsFunc(r.trials, func(t trial) bool { return t.pr == pr })
 }
 
 // rollFailed stops the roll and begins to put back what it has replaced.

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"fmt"
 	"syscall"
 	"time"
 )
@@ -98,9 +99,16 @@ func (p *Pool) terminate(pr *proc, d time.Duration) {
 	_ = pr.p.signal(sig)
 }
 
-// retire drains one process whose slot goes on.
+// retire drains one process whose slot goes on. If a roll does not trust the process yet,
+// the roll fails.
 func (p *Pool) retire(pr *proc, reason string) {
-	if !pr.requested && !pr.killed && !pr.aborted && !pr.ended {
+	if pr.requested || pr.killed || pr.aborted || pr.ended {
+		return
+	}
+	if p.roll.tries(pr) {
+		p.rollFailed(pr.s, fmt.Errorf("process %d is replaced: %s", pr.w.PID, reason))
+	}
+	if !pr.requested { // by the roll
 		pr.retired = reason
 		p.drain(pr)
 	}
