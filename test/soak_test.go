@@ -55,7 +55,9 @@ func TestSoakChaos(t *testing.T) {
 	}
 	t.Logf("SOAK_SEED=%d", seed)
 	chance := rand.New(rand.NewPCG(seed, 1))
-	m := harness.Start(t, harness.Options{Args: append([]string{"--policy", "rr", "--workers", "4", "--hang-timeout", "2s"}, quick...)})
+	// A reload lasts at least twice the canary time, and the last one must end before the leak check.
+	args := append([]string{"--policy", "rr", "--workers", "4", "--hang-timeout", "2s", "--canary-time", "200ms"}, quick...)
+	m := harness.Start(t, harness.Options{Args: args})
 	stop := m.WatchLaw()
 	ctx, cancel := context.WithCancel(t.Context())
 	finish := waitingContext(ctx, m, load.Config{Rate: 500, Duration: 24 * time.Hour})
