@@ -34,7 +34,8 @@ type Snapshot struct {
 	// few words why, where the user left the choice to rrd.
 	Policy       string `json:"policy"`
 	PolicyReason string `json:"policy_reason,omitempty"`
-	// Draining is true from the moment that the master was asked to stop.
+	// Draining is set while the master is out of rotation: it is a lame duck, or it was
+	// asked to stop.
 	Draining bool `json:"draining"`
 	// QueueLimit is how many accepted connections may wait, over all listeners.
 	QueueLimit int `json:"queue_limit"`
