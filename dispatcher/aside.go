@@ -48,7 +48,7 @@ func (l *loop) watchHelper(fd int, token uint64) error { return l.poll.add(fd, t
 
 func (l *loop) unwatchHelper(fd int) { _ = l.poll.remove(fd) }
 
-// askHelper has a call made by a helper.
+// askHelper asks a helper to make a call.
 func (l *loop) askHelper(r aside.Request) { l.aside.Ask(l.now, r) }
 
 // Keys of requests: a worker by its place, a socket by its descriptor.

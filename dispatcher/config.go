@@ -30,8 +30,7 @@ type Config struct {
 	// RescueLimit is how many copies of acked, untouched connections are kept at
 	// most; 0: none, nothing is rescued.
 	RescueLimit int
-	// MaxAsked is how many sockets there may be of listeners that workers ask for;
-	// 0: no limit.
+	// MaxAsked bounds the sockets of the listeners that workers ask for; 0: no limit.
 	MaxAsked int
 	// MaxActive is how many connections a worker that reports closes may have
 	// open; 0: no limit.

@@ -21,7 +21,7 @@ import (
 const (
 	// reviveRetry is the pause before a dead socket is tried again.
 	reviveRetry = int64(2 * time.Second)
-	// reviveWait is how long a worker's start waits for dead sockets at the most.
+	// reviveWait bounds how long the start of a worker waits for dead sockets.
 	reviveWait = time.Second
 	// anyBacklog is for listen(2) where the backlog is the kernel's maximum, to which it
 	// cuts any other.

@@ -127,7 +127,7 @@ type ProcessStats struct {
 	LateFor time.Duration
 	// Unhealthy is set while the program's own check fails.
 	Unhealthy bool
-	// Heard is when it said something last; zero: not yet.
+	// Heard is the time of its last message; zero: none yet.
 	Heard time.Time
 }
 

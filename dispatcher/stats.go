@@ -134,9 +134,9 @@ type ListenerStats struct {
 	KernelDrops              uint64 // of all sockets that it has had
 	// Filters counts the filters of workers that rrd has removed from the sockets.
 	Filters [NumFilterKinds]uint64
-	// Rearmed is how often clients could not connect although it was open, and can again.
+	// Rearmed counts how often rrd made it work again after clients could not connect.
 	Rearmed uint64
-	// Unreachable is why no client can connect now; "" if they can.
+	// Unreachable is the reason why no client can connect now; "" if they can.
 	Unreachable string
 }
 

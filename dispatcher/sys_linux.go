@@ -32,5 +32,5 @@ func newSocket(family, kind int) (handoff.FD, error) {
 
 const reusePort = unix.SO_REUSEPORT
 
-// deadEvents are those of a unix or datagram socket that was shut down for reading only.
+// deadEvents are the events of a unix or datagram socket that was shut down for reading only.
 const deadEvents = unix.POLLRDHUP

@@ -182,7 +182,7 @@ type Worker struct {
 	Started    time.Time `json:"started,omitzero"`
 	// Late is set while it gets nothing more because it did not answer in time.
 	Late bool `json:"late,omitempty"`
-	// LateFor is for how long its newest process has been late; 0: it is not.
+	// LateFor is how long its newest process has been late; 0: it is not late.
 	LateFor time.Duration `json:"-"`
 
 	Handoffs   uint64 `json:"handoffs"`

@@ -24,7 +24,7 @@ type sharedListener interface {
 
 // deafTime is the pause after accept(2) has found a socket that does not listen (EINVAL).
 // Another process that has it has shut it down, as some programs do to end their own
-// accept. The master has it listen again, or replaces this worker. An error would end the
+// accept. The master makes it listen again, or replaces this worker. An error would end the
 // program, and cut its open connections.
 const deafTime = 50 * time.Millisecond
 

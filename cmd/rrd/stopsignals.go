@@ -86,8 +86,8 @@ func (h hangup) stops(sig os.Signal) bool {
 // hasTerminal reports whether this process has a controlling terminal.
 func hasTerminal() bool { return openTerminal() == nil }
 
-// openTerminal tries to open the controlling terminal. The error is ENXIO if there is none,
-// or if it has hung up (tried on Linux 6.18).
+// openTerminal tries to open the controlling terminal. The error is ENXIO if there is no
+// terminal, or if it has hung up (tried on Linux 6.18).
 func openTerminal() error {
 	f, err := os.OpenFile("/dev/tty", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {

@@ -38,7 +38,7 @@ type SavedState struct {
 	ForceIn time.Duration
 	// OutputLost counts lines, of which OutputUntold were not told of yet.
 	OutputLost, OutputUntold uint64
-	// OutputLines are those that were not written yet, the oldest first.
+	// OutputLines are the lines that were not written yet, the oldest first.
 	OutputLines []LineState `json:",omitempty"`
 	Reports     []Report    // that were kept
 }

@@ -152,7 +152,7 @@ func (r *Request) done(a *Answer) {
 	}
 }
 
-// Config is what a Client needs of the loop. Times are nanoseconds of the loop's
+// Config has the functions and limits of a Client. Times are nanoseconds of the loop's
 // clock.
 type Config struct {
 	// Limit is how long an answer may take; then it counts as unknown.
