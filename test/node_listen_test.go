@@ -420,7 +420,7 @@ func datagram(t *testing.T, address string, n int) (pid int) {
 // A program that tries ports out, in any notation, gets what it gets alone.
 func TestNodePorts(t *testing.T) {
 	t.Parallel()
-	_, port := hostPort(t, freePort(t))
+	port := portOfAll(t)
 	m := node(t, 1, "ports.js", harness.Options{Env: []string{"FREE=" + port, "HOST=127.0.0.1"}})
 	nodeServes(t, m, load.Config{Address: "127.0.0.1:" + port, Total: 5})
 	if n := len(m.Events(harness.Named("listener.refused"))) + len(m.Events(harness.Named("worker.exit"))); n > 0 {

@@ -114,12 +114,6 @@ var violations = map[string]func(f *handoff.Frame, chance *rand.Rand) [][]byte{
 		b[24] = 64
 		return [][]byte{append(b, make([]byte, 64)...)}
 	},
-	"65 listens": func(*handoff.Frame, *rand.Rand) (all [][]byte) {
-		for range 65 {
-			all = append(all, frames(handoff.Frame{Type: handoff.Listen, Seq: 9, Payload: []byte("tcp\x00never:1")}))
-		}
-		return all
-	},
 }
 
 func only(f handoff.Frame) func(*handoff.Frame, *rand.Rand) [][]byte {
