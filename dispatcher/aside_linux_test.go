@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -357,4 +359,29 @@ func TestASharedListenerClosesInTime(t *testing.T) {
 	if !isClosed(idle) || len(ln.sockets()) > 0 {
 		t.Error("still open")
 	}
+}
+
+// The counts of a dead worker's connections are there once AwaitRemovals returns, also if a
+// helper takes its time.
+func TestAwaitRemovals(t *testing.T) {
+	s, _, late, _ := hungRecall(t, hangConfig())
+	s.l.remove(late.id, Removal{})
+	done := make(chan error, 2)
+	await := func(ctx context.Context) { done <- s.d.AwaitRemovals(ctx) } // received below
+	ended, end := context.WithCancel(t.Context())
+	go await(ended)
+	go await(t.Context())
+	s.until("both wait", func() bool { return len(s.l.judged) == 2 })
+	end()
+	s.until("the first one has given up", func() bool { return len(done) == 1 })
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	s.killHelper() // the next one answers
+	s.until("the worker is judged", func() bool { return len(done) == 1 })
+	if err := <-done; err != nil || s.l.byID[late.id] != nil {
+		t.Errorf("%v, and the worker is known: %v", err, s.l.byID[late.id] != nil)
+	}
+	go await(t.Context())
+	s.until("nothing is left to wait for", func() bool { return len(done) == 1 })
 }

@@ -62,7 +62,8 @@ type loop struct {
 	draining  bool
 	idle      []chan struct{} // closed when nothing waits, flies or listens
 	stopping  bool
-	removing  int // dead workers that are not forgotten yet
+	removing  int             // dead workers that are not forgotten yet
+	judged    []chan struct{} // closed when removing is 0
 	aside     *aside.Client
 	reports   reports
 	slotStats []*SlotStats // by slot

@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"context"
+	"fmt"
 	"slices"
 
 	"rrd/dispatcher/internal/aside"
@@ -126,6 +128,36 @@ func (l *loop) forget(k *link) {
 	delete(l.byID, k.id)
 	if l.cfg.Policy == SchedReuseport {
 		l.reviewSlots()
+	}
+	if l.removing == 0 {
+		for _, c := range l.judged {
+			close(c)
+		}
+		l.judged = nil
+	}
+}
+
+// AwaitRemovals returns when the counts have everything of the workers that Remove was
+// called for, or ctx ends.
+func (d *Dispatcher) AwaitRemovals(ctx context.Context) error {
+	judged := make(chan struct{})
+	err := d.do(ctx, func(l *loop) {
+		if l.removing == 0 {
+			close(judged)
+			return
+		}
+		l.judged = append(l.judged, judged)
+	})
+	if err != nil {
+		return fmt.Errorf("await removals: %w", err)
+	}
+	select {
+	case <-judged:
+		return nil
+	case <-d.ended:
+		return fmt.Errorf("await removals: %w", ErrClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("await removals: %w", ctx.Err())
 	}
 }
 

@@ -296,6 +296,10 @@ func (m *master) exitCode(err error, stderr io.Writer) int {
 	case m.dispatcher.Err() != nil:
 		err, code = m.dispatcher.Err(), exitFailure
 	}
+	// A helper may still look at what the last workers have left.
+	ctx, cancel := context.WithTimeout(context.Background(), helpersLeft)
+	_ = m.dispatcher.AwaitRemovals(ctx) // the counts are of now then
+	cancel()
 	var lost uint64
 	if stats, serr := m.dispatcher.Stats(context.Background()); serr == nil {
 		for _, ln := range stats.Listeners {
