@@ -29,7 +29,7 @@ func (l *loop) acceptFrom(ln *listener) (more bool) {
 		switch {
 		case !s.taken:
 		case isDead(s.fd):
-			l.giveBack(ln, s)
+			l.giveBack(s)
 			s.unserved = max(l.now, 1) // looked at again in orphanAfter
 			l.revive(ln, s.socket, errShutDown)
 		case isReadable(s.fd):

@@ -252,7 +252,7 @@ func (l *loop) replaceShared(ln *listener, s, next *socket, why error) error {
 			return err
 		}
 	}
-	l.giveBack(ln, ln.bySlot[i])
+	l.giveBack(ln.bySlot[i])
 	ln.bySlot[i].socket, ln.bySlot[i].asking = next, false // what was asked is forgotten with s
 	l.closeSocket(ln, s)
 	l.rearmed(ln, causeDead, why, true)

@@ -311,7 +311,7 @@ func (l *loop) closed(ln *listener) {
 		_ = l.poll.remove(s.fd.Num())
 	}
 	for _, s := range ln.bySlot {
-		l.giveBack(ln, s)
+		l.giveBack(s)
 	}
 	if ln.asked != nil {
 		l.askedSocks -= len(ln.sockets())

@@ -60,7 +60,7 @@ func (l *loop) reviewSlots() {
 			case s.retiring:
 			case l.served(ln, s.slot):
 				s.unserved = 0
-				l.giveBack(ln, s)
+				l.giveBack(s)
 			case s.unserved == 0:
 				s.unserved = max(l.now, 1)
 			}
@@ -84,7 +84,7 @@ func (l *loop) dueOrphans() {
 			if !s.retiring || l.now < s.closeBy || s.asking || s.taken && isReadable(s.fd) && !ln.closing {
 				return false
 			}
-			l.giveBack(ln, s)
+			l.giveBack(s)
 			l.closeSocket(ln, s.socket)
 			if ln.asked != nil {
 				l.askedSocks--
@@ -103,7 +103,7 @@ func (l *loop) takeOver(ln *listener, s *slotSock) {
 	s.taken = true
 }
 
-func (l *loop) giveBack(_ *listener, s *slotSock) {
+func (l *loop) giveBack(s *slotSock) {
 	if s.taken {
 		_ = l.poll.remove(s.fd.Num())
 		s.taken = false

@@ -36,6 +36,7 @@
 package aside
 
 import (
+	"errors"
 	"syscall"
 	"time"
 
@@ -171,4 +172,13 @@ type Process struct {
 	PID int
 	// Out is the age of its request; 0: it has none.
 	Out time.Duration
+}
+
+func errnoOf(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	errno := syscall.EIO
+	_ = errors.As(err, &errno)
+	return errno
 }

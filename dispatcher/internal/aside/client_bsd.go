@@ -144,12 +144,3 @@ func RefuseNewInline(handoff.FD) syscall.Errno { return unix.ENOTSUP }
 
 // DetachFilterInline does nothing.
 func DetachFilterInline(handoff.FD) syscall.Errno { return unix.ENOTSUP }
-
-func errnoOf(err error) syscall.Errno {
-	if err == nil {
-		return 0
-	}
-	errno := unix.EIO
-	_ = errors.As(err, &errno)
-	return errno
-}

@@ -1,7 +1,6 @@
 package aside
 
 import (
-	"errors"
 	"os"
 	"slices"
 	"syscall"
@@ -460,13 +459,4 @@ func Pair() (master handoff.FD, child *os.File, err error) {
 		return master, nil, os.NewSyscallError("socketpair", err)
 	}
 	return handoff.Own(fds[0]), os.NewFile(uintptr(fds[1]), "rrd-helper"), nil
-}
-
-func errnoOf(err error) syscall.Errno {
-	if err == nil {
-		return 0
-	}
-	errno := unix.EIO
-	_ = errors.As(err, &errno)
-	return errno
 }
