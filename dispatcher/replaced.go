@@ -61,10 +61,11 @@ func (l *loop) reviewReplaced(slot int) {
 	}
 }
 
-// hasSuccessor reports whether another worker of k's slot has taken k's place at ln.
+// hasSuccessor reports whether another worker of k's slot has taken k's place at ln, and
+// may get its connections.
 func (l *loop) hasSuccessor(k *link, ln *listener) bool {
 	return slices.ContainsFunc(l.links, func(o *link) bool {
-		return o != nil && o != k && o.slot == k.slot && !o.replaced && o.ready && !o.gone &&
+		return o != nil && o != k && o.slot == k.slot && !o.replaced && o.ready && !o.gone && !o.unhealthy &&
 			o.state == handoff.Serving && l.table.serves(o.idx, ln.id)
 	})
 }

@@ -64,6 +64,9 @@ func TestReplacedWorkerStandsIn(t *testing.T) {
 		"leaves": func(_ *stepped, next *peer, web *listener) {
 			next.say(handoff.Frame{Type: handoff.Leave, Listener: web.wire})
 		},
+		"is not well": func(_ *stepped, next *peer, _ *listener) {
+			next.say(handoff.Frame{Type: handoff.Health, Arg: 1})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStepped(t, Config{Configured: true})
