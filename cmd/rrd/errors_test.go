@@ -52,6 +52,9 @@ func TestMistakes(t *testing.T) {
 		// Durations.
 		{args: words("--drain-timeout 30"), want: `--drain-timeout: "30" has no unit: write 30s or 30ms or off (from flag)`},
 		{args: words("--respawn-min 0.5"), want: `--respawn-min: "0.5" has no unit: write 0.5s or 0.5ms (from flag)`},
+		{args: words("--ready-max-wait 0"), want: `--ready-max-wait: "0" is not above zero: write a longer one, or off for no limit (from flag)`},
+		{args: words("--canary-time 1e9"), want: `--canary-time: "1e9" is not a duration: write one like 500ms, 5s or 1m30s or off (from flag)`},
+		{args: words("--respawn-min NaN"), want: `--respawn-min: "NaN" is not a duration: write one like 500ms, 5s or 1m30s (from flag)`},
 		{args: words("--config /r.toml"), file: "drain-timeout = 30", want: `--drain-timeout: "30" has no unit: write 30s or 30ms or off (from /r.toml:1)`},
 		{args: words("--stop-timeout 0s"), want: `--stop-timeout: "0s" is not above zero: write a longer one, or off for no limit (from flag)`},
 		{args: words("--respawn-max -1s"), want: `--respawn-max: "-1s" is not above zero: write one like 500ms or 5s (from flag)`},
@@ -71,6 +74,7 @@ func TestMistakes(t *testing.T) {
 		{args: words("--max-connections-per-worker 5 --policy none"), want: `--max-connections-per-worker: "5" needs --policy rr: under none rrd does not see the connections: use --max-age (from flag)`},
 		{args: words("--max-age 1"), want: `--max-age: "1" has no unit: write 1s or 1ms or off (from flag)`},
 		{args: words("--max-rss 512"), want: `--max-rss: "512" has no unit: write 512MB or 512MiB, or off (from flag)`},
+		{args: words("--max-rss 0"), want: `--max-rss: "0" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
 		{args: words("--max-rss 1.5GB"), want: `--max-rss: "1.5GB" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
 		{args: words("--max-rss 5m"), want: `--max-rss: "5m" is not a size: write one like 512MB or 2GiB, or off (from flag)`},
 		{args: words("--max-rss 0MB"), want: `--max-rss: "0MB" is not a size: write one like 512MB or 2GiB, or off (from flag)`},

@@ -52,7 +52,7 @@ func parseSize(v string) (uint64, error) {
 		}
 		return uint64(n) * u.bytes, nil
 	}
-	if _, err := parseNumber(v, 0, 1<<30, ""); err == nil {
+	if _, err := parseNumber(v, 1, 1<<30, ""); err == nil {
 		return 0, badValue(v, "has no unit: write %sMB or %sMiB, or off", v, v)
 	}
 	return 0, badValue(v, "is not a size: write one like 512MB or 2GiB, or off")

@@ -28,7 +28,8 @@ func parseDuration(v string) (time.Duration, error) { return parseDurationOr(v, 
 // can say whether it is seconds or milliseconds.
 func parseDurationOr(v, or string) (time.Duration, error) {
 	d, err := time.ParseDuration(v)
-	if _, bare := strconv.ParseFloat(v, 64); bare == nil {
+	_, number := strconv.ParseFloat(v, 64)
+	if seconds, unit := time.ParseDuration(v + "s"); number == nil && unit == nil && seconds > 0 {
 		return 0, badValue(v, "has no unit: write %ss or %sms%s", v, v, or)
 	}
 	switch {
