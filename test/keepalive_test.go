@@ -29,6 +29,8 @@ func TestKeepAliveClientsLoseNothing(t *testing.T) {
 			var stopped atomic.Bool
 			var ended atomic.Int64 // connections, by an answer that said so
 			const number = 20
+			end := sync.OnceFunc(func() { stopped.Store(true); clients.Wait() })
+			defer end() // also if a wait below fails
 			for range number {
 				clients.Go(func() {
 					for !stopped.Load() {
@@ -47,8 +49,7 @@ func TestKeepAliveClientsLoseNothing(t *testing.T) {
 				m.Signal(syscall.SIGHUP)
 				m.WaitFrom(mark, 1, harness.Named("reload.done"))
 			}
-			stopped.Store(true)
-			clients.Wait()
+			end()
 			if n := ended.Load(); n < number { // all those of the first roll
 				t.Errorf("%d connections were asked to end, want at least %d", n, number)
 			}

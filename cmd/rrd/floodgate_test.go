@@ -3,6 +3,7 @@
 package main
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,8 +13,11 @@ import (
 // others are not affected.
 func TestFloodgate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // timers call
 		told, tells := make(map[flood]int), 0
 		g := newFloodgate(func(f flood, n int) {
+			mu.Lock()
+			defer mu.Unlock()
 			told[f] += n
 			tells++
 		})
@@ -32,6 +36,9 @@ func TestFloodgate(t *testing.T) {
 			t.Error("others are limited too")
 		}
 		g.close()
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		f := flood{"listener.refused", 3}
 		if n := told[f]; n+passed != seconds*perSecond || tells > seconds+1 {
 			t.Errorf("%d told of in %d records, %d passed of %d", n, tells, passed, seconds*perSecond)
