@@ -193,6 +193,7 @@ func (m *master) serve(serveMetrics, serveControl func(context.Context), signals
 	services.Go(func() { m.serveNotify(ctx) })
 	ended := make(chan error, 1)
 	services.Go(func() { ended <- m.pool.Run(context.Background()) })
+	<-m.pool.Running() // an upgrade that was asked for before this image would be refused
 	if terminal {
 		m.banner()
 	}

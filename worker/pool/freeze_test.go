@@ -191,7 +191,13 @@ func TestFreezeOfWhatCannotBe(t *testing.T) {
 			w.Thaw() // does nothing
 		}
 		want("before Run", ErrBusy)
+		select {
+		case <-w.Running():
+			t.Error("it runs before Run")
+		default:
+		}
 		w.run()
+		<-w.Running()
 		want("booting", ErrBusy)
 		w.readyNext(0)
 		r := w.roll(RollConfig{})

@@ -45,6 +45,8 @@ type Pool struct {
 
 	resizeMu sync.Mutex // one resize at a time, as its hook is asked in between
 
+	runningC chan struct{} // closed by Run
+
 	phaseMu sync.Mutex // a phase other than running owns the state by holding it
 	phase   phase
 	frozen  *freeze  // in phaseFrozen
@@ -121,6 +123,7 @@ func newPool(c Config) *Pool {
 		hooks:       newMailbox(),
 		strays:      newReaper(),
 		spawnC:      make(chan struct{}, maxSpawns),
+		runningC:    make(chan struct{}),
 		procs:       make(map[uint64]*proc),
 		desired:     c.Size,
 		booting:     true,
@@ -141,6 +144,9 @@ func newPool(c Config) *Pool {
 	}
 	return p
 }
+
+// Running is closed when Run has begun. A Freeze before that is refused.
+func (p *Pool) Running() <-chan struct{} { return p.runningC }
 
 // Run starts the workers and keeps them until all are gone: after Stop, StopNow or
 // the end of ctx (which is a StopNow), when it returns nil; when none ever became
@@ -167,6 +173,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 	p.phase = phaseRunning
 	p.phaseMu.Unlock()
+	close(p.runningC)
 
 	p.spawnCtx, p.killSpawn = context.WithCancel(context.Background())
 	defer p.killSpawn()
