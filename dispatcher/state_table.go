@@ -164,7 +164,10 @@ func (t *table) restoreConns(s *savedTable) error {
 	}
 	t.conns = append(t.conns, make([]conn, last+1)...)
 	byArrival := slices.SortedFunc(slices.Values(s.Conns), func(a, b savedConn) int { return cmp.Compare(a.Arrival, b.Arrival) })
-	for _, c := range byArrival {
+	for i, c := range byArrival {
+		if i > 0 && byArrival[i-1].Arrival == c.Arrival {
+			return fmt.Errorf("connections %d and %d with arrival %d", byArrival[i-1].ID, c.ID, c.Arrival)
+		}
 		e := &t.conns[c.ID]
 		if e.state != connGone {
 			return fmt.Errorf("connection %d twice", c.ID)
