@@ -83,7 +83,7 @@ fuzz-short: ## every fuzz target for FUZZTIME (20000x inputs, or 10m)
 	@.ci/fuzz $(FUZZTIME)
 
 e2e: $(PROGRAMS) ## end to end: the built program, real processes, real clients
-	go test -count=1 -timeout 15m ./test
+	go test -count=1 -timeout 30m ./test
 	cd test/extern && go vet ./... && go test -count=1 ./...
 
 node-matrix: $(PROGRAMS) ## the tests of Node programs with each version of Node in NODES
